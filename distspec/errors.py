@@ -1,0 +1,59 @@
+"""Every error that `distspec` raises for a user's input or data.
+
+Each one is also the builtin that it specialises. The message says what was found, what was expected and what to do.
+All take one positional message, so that they travel between Ray processes; extra facts are attributes set afterwards.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DistspecError",
+    "LayoutError",
+    "PartialShardError",
+    "ShardError",
+    "SourceError",
+    "StoreError",
+    "StoreNotFoundError",
+]
+
+
+class DistspecError(Exception):
+    """Base of all errors below: the command line prints its message in one line and exits with status 2."""
+
+
+class ConfigError(DistspecError, ValueError):
+    """A settings file, key or value is wrong."""
+
+
+class SourceError(DistspecError, OSError):
+    """Survey data are missing or cannot be read."""
+
+
+class StoreError(DistspecError):
+    """A store cannot be used as asked: it is damaged, locked or not writable."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no store at the given place."""
+
+
+class LayoutError(StoreError, ValueError):
+    """A store's grid, shape, dtype or schema number differs from what the caller needs."""
+
+
+class PartialShardError(StoreError, ValueError):
+    """A write would cover only a part of a shard, or a shard is missing a part."""
+
+
+class CheckpointError(DistspecError, ValueError):
+    """Weights are damaged or do not belong to these data."""
+
+
+class ShardError(DistspecError, RuntimeError):
+    """A worker failed on a shard.
+
+    Attributes:
+        rows: first and one-past-last row of the shard, or None where unknown.
+    """
+
+    rows: tuple[int, int] | None = None
