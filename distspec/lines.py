@@ -78,9 +78,7 @@ FILTERED: Final[tuple[str, ...]] = (
 """The eleven lines that the filtered scores leave out (Ortiz & Boquien 2025; [O II] 3730 is absent there too)."""
 
 
-def near_lines(
-    grid: WaveGrid, velocity: float, lines: tuple[str, ...] = FILTERED
-) -> Bool[np.ndarray, "pixels"]:
+def near_lines(grid: WaveGrid, velocity: float, lines: tuple[str, ...] = FILTERED) -> Bool[np.ndarray, "pixels"]:
     """Mark the pixels of a rest-frame grid within `velocity` of a line's centre.
 
     Arguments:
