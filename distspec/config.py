@@ -37,6 +37,7 @@ __all__ = [
     "Report",
     "Runtime",
     "Score",
+    "ScoreName",
     "Sdss",
     "Settings",
     "Simulate",
@@ -52,6 +53,18 @@ __all__ = [
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+ScoreName = Literal[
+    "mse",
+    "mse_filtered",
+    "mse_trimmed",
+    "mse_filtered_trimmed",
+    "relative",
+    "relative_filtered",
+    "relative_trimmed",
+    "relative_filtered_trimmed",
+    "chi2",
+]
+"""Scores of detectors/reconstruction.py: eight of Ortiz & Boquien, and the masked chi-squared per good pixel."""
 
 
 class Settings(BaseModel):
@@ -143,6 +156,8 @@ class DustColumn(Settings):
     """Correct by the source's own E(B-V) column; a spectrum without a value is set aside."""
 
     kind: Literal["column"] = "column"
+    scale: Positive = 1.0
+    """Factor on the column. Surveys give the SFD map's own value, to which 0.86 applies as for `DustMap`."""
     law: Literal["F99", "CCM89", "O94", "G23"] = "F99"
     r_v: Positive = 3.1
 
@@ -277,6 +292,8 @@ class Train(Settings):
 class Score(Settings):
     """Store and checkpoint -> latents and scores (stages/score.py)."""
 
+    checkpoint: str | None = None
+    """Folder of a finished checkpoint to use in place of the experiment's own; nothing is trained then."""
     filter_velocity: Positive = 250.0
     """Half-width of the windows that filtered scores leave out around emission lines, km/s."""
     trim_percentage: Annotated[float, Field(gt=0, le=100)] = 97.0
@@ -292,7 +309,7 @@ class Score(Settings):
 class Explain(Settings):
     """Top rows and model -> weights per segment (stages/explain.py)."""
 
-    scores: tuple[str, ...] = ("mse",)
+    scores: Annotated[tuple[ScoreName, ...], Field(min_length=1)] = ("mse",)
     """Scores whose top lists are explained."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Share of the scored spectra that is explained."""
@@ -312,7 +329,7 @@ class Explain(Settings):
 class Report(Settings):
     """Everything -> one HTML page (stages/report.py)."""
 
-    score: str = "mse"
+    score: ScoreName = "mse"
     """The score that ranks the spectra shown."""
     spectra: Count = 12
     """Top spectra shown with figures."""
@@ -355,7 +372,7 @@ class Experiment(Settings):
     tracking: Tracking = Tracking()
 
 
-# --- load, override, dump, digest --------------------------------------------------------------------------------------
+# --- load, override, dump, digest ---
 
 
 def presets() -> dict[str, str]:

@@ -7,7 +7,7 @@ a vacuum grid, 83 km/s off; that is not repeated here.
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64
 
 from distspec.spectra import LIGHT_SPEED, WaveGrid
 
@@ -78,17 +78,26 @@ FILTERED: Final[tuple[str, ...]] = (
 """The eleven lines that the filtered scores leave out (Ortiz & Boquien 2025; [O II] 3730 is absent there too)."""
 
 
-def near_lines(grid: WaveGrid, velocity: float, lines: tuple[str, ...] = FILTERED) -> Bool[np.ndarray, "pixels"]:
-    """Mark the pixels of a rest-frame grid within `velocity` of a line's centre.
+def near_lines(
+    grid: WaveGrid,
+    velocity: float,
+    redshift: Float64[np.ndarray, "n"] | None = None,
+    lines: tuple[str, ...] = FILTERED,
+) -> Bool[np.ndarray, "n pixels"]:
+    """Mark the pixels within `velocity` of a line's centre.
 
     Arguments:
-        grid: rest-frame grid.
+        grid: rest-frame or observed-frame grid.
         velocity: half-width of each window, km/s.
+        redshift: of each spectrum's lines on this grid; None for a rest-frame grid. NaN marks nothing.
         lines: names from `EMISSION`.
 
     Returns:
-        True where |λ - λ₀| <= λ₀ v / c for any of the lines.
+        True where |λ - λ₀| <= λ₀ v / c for any of the lines; one row for a rest-frame grid, which serves all spectra.
     """
-    centers = np.array([EMISSION[name] for name in lines])
-    offset = np.abs(grid.wave[:, None] - centers[None, :])
-    return np.asarray((offset <= centers * (velocity / LIGHT_SPEED)).any(axis=1))
+    stretch = np.ones(1) if redshift is None else 1.0 + redshift
+    near = np.zeros((len(stretch), grid.pixels), dtype=bool)
+    for name in lines:
+        center = (EMISSION[name] * stretch)[:, None]
+        near |= np.abs(grid.wave - center) <= center * (velocity / LIGHT_SPEED)
+    return near

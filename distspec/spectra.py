@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, Shaped
 
-__all__ = ["LIGHT_SPEED", "Columns", "Spectra", "Status", "WaveGrid"]
+__all__ = ["LIGHT_SPEED", "Columns", "Spectra", "Status", "WaveGrid", "first_reasons"]
 
 LIGHT_SPEED = 299792.458
 """Speed of light, km/s."""
@@ -55,6 +55,13 @@ _REASONS = {
     Status.FIBER: "the survey flagged the fibre as bad",
     Status.NOT_A_TARGET: "a sky or calibration fibre, not a science target",
 }
+
+
+def first_reasons(status: Shaped[np.ndarray, "n"]) -> dict[str, int]:
+    """Count the spectra set aside by the first reason that applied; the counts add up to their number."""
+    lowest = status & -status
+    bits, counts = np.unique(lowest[lowest != 0], return_counts=True)
+    return {str(Status(int(bit)).name): int(count) for bit, count in zip(bits, counts, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,7 @@ class Spectra:
         flux: flux density on the grid, 1e-17 erg s⁻¹ cm⁻² Å⁻¹ or the recipe's normalised unit.
         ivar: inverse variance of flux, 0 where the pixel is masked.
         grid: vacuum wavelengths of the pixels.
+        redshift: of the lines on this grid: z on an observed-frame grid (NaN where unknown), None in the rest frame.
 
     Raises:
         ValueError: the shapes do not agree.
@@ -142,6 +150,7 @@ class Spectra:
     flux: Float32[np.ndarray, "n pixels"]
     ivar: Float32[np.ndarray, "n pixels"]
     grid: WaveGrid = field(repr=False)
+    redshift: Float64[np.ndarray, "n"] | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.rows), self.grid.pixels)
@@ -158,7 +167,8 @@ class Spectra:
 
     def __getitem__(self, index: Any) -> "Spectra":
         """Select spectra by a slice, an index array or a boolean mask over the leading axis."""
-        return Spectra(self.rows[index], self.flux[index], self.ivar[index], self.grid)
+        redshift = None if self.redshift is None else self.redshift[index]
+        return Spectra(self.rows[index], self.flux[index], self.ivar[index], self.grid, redshift)
 
     def __repr__(self) -> str:
         return f"Spectra({len(self)} on {self.grid})"

@@ -1,10 +1,20 @@
 """Fixtures that every test may ask for."""
 
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+from distspec.config import Dense, Experiment
+from distspec.models.autoencoder import DenseAutoencoder
+from distspec.models.checkpoint import Checkpoint
+from distspec.spectra import Spectra, WaveGrid
+from distspec.store import SpectraStore
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data" / "real"
 """Real survey files beside the checkout; tests that need them skip where they are absent."""
@@ -16,11 +26,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
     for item in items:
-        if "slow" in item.keywords:
+        if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        if "gpu" in item.keywords and config.getoption("--device") == "cpu":
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: run with --device cuda"))
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    return str(pytestconfig.getoption("--device"))
 
 
 @pytest.fixture
@@ -34,3 +49,97 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real survey files at {folder}")
     return folder
+
+
+@pytest.fixture
+def grid() -> WaveGrid:
+    return WaveGrid.between("log", 3600.0, 7200.0, 300)
+
+
+@pytest.fixture
+def spectra(rng: np.random.Generator, grid: WaveGrid) -> Spectra:
+    """Forty smooth spectra with noise; one pixel in twenty is masked and holds garbage."""
+    return make_spectra(rng, grid, 40)
+
+
+def make_spectra(rng: np.random.Generator, grid: WaveGrid, count: int) -> Spectra:
+    phase = np.linspace(0, 3, grid.pixels)
+    shape = 1 + 0.3 * np.sin(phase + rng.uniform(0, 6, (count, 1))) + 0.2 * rng.normal(size=(count, 1)) * phase / 3
+    sigma = rng.uniform(0.02, 0.08, (count, 1)) * np.ones(grid.pixels)
+    flux = (shape + sigma * rng.normal(size=shape.shape)).astype(np.float32)
+    ivar = (sigma**-2).astype(np.float32)
+    masked = rng.random(flux.shape) < 0.05
+    flux[masked] = 1e4
+    ivar[masked] = 0
+    return Spectra(np.arange(count), flux, ivar, grid)
+
+
+def make_store(path: Path, spectra: Spectra, *, shard_rows: int, chunk_rows: int, status: Any = None) -> SpectraStore:
+    """Write spectra into a store with the columns that the stages ask for."""
+    count = len(spectra)
+    columns = {
+        "id": np.arange(count, dtype=np.int64) + 2**60 + 1,
+        "z": np.linspace(0.01, 0.2, count),
+        "status": np.zeros(count, np.int32) if status is None else status,
+    }
+    store = SpectraStore.create(
+        path,
+        grid=spectra.grid,
+        frame="rest",
+        rows=count,
+        shard_rows=shard_rows,
+        chunk_rows=chunk_rows,
+        columns={"id": ("i8", ()), "z": ("f8", ()), "status": ("i4", ())},
+        digest="store",
+        recipe="recipe",
+        settings={},
+    )
+    for shard in store.pending():
+        rows = slice(*store.base.bounds(shard))
+        store.write(shard, spectra[rows], {name: values[rows] for name, values in columns.items()})
+    return store
+
+
+@pytest.fixture
+def store(tmp_path: Path, spectra: Spectra) -> SpectraStore:
+    """The forty spectra in three shards; rows 3 and 20 are set aside."""
+    status = np.zeros(40, np.int32)
+    status[[3, 20]] = 2
+    return make_store(tmp_path / "store.zarr", spectra, shard_rows=16, chunk_rows=8, status=status)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, grid: WaveGrid) -> Checkpoint:
+    """A small model with random weights, saved."""
+    torch.manual_seed(3)
+    settings = Dense(hidden=(24,), latents=4)
+    model = DenseAutoencoder(settings, grid.pixels)
+    model.mean += 1.0
+    return Checkpoint(model.eval(), settings, grid, "recipe").save(tmp_path / "model")
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    """Settings small enough for a test, with everything under the test's own folder."""
+    tree = {
+        "name": "test",
+        "output": str(tmp_path / "out"),
+        "train": {"model": {"hidden": [16], "latents": 3}, "epochs": 3, "batch": 8, "validation": 0.25},
+        "score": {"top": 10, "batch": 16},
+        "explain": {"samples": 64, "segments": 20, "fraction": 0.25},
+        "runtime": {"workers": 2},
+    }
+    return Experiment.model_validate_json(json.dumps(tree))
+
+
+@pytest.fixture(scope="session")
+def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Ray for all tests: it takes seconds to start. Four slots, so that three workers fit on two cores."""
+    from distspec.config import Runtime
+    from distspec.runtime import connect
+
+    connect(Runtime(workers=4))
+    yield
+    import ray
+
+    ray.shutdown()

@@ -1,0 +1,18 @@
+"""Detectors: one number per spectrum, higher = odder. Thresholds and top lists are functions of scores (`reduce`)."""
+
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32
+
+from distspec.spectra import Spectra
+
+__all__ = ["Detector"]
+
+
+class Detector(Protocol):
+    """What every detector can do."""
+
+    def score(self, spectra: Spectra) -> Float32[np.ndarray, "n"]:
+        """Score spectra; higher = odder. A pixel with ivar = 0 has no influence."""
+        ...

@@ -1,0 +1,5 @@
+"""`python -m distspec`."""
+
+from distspec.cli import main
+
+main()

@@ -1,0 +1,133 @@
+"""The command line: one command per verb. Parse, call, print; no logic."""
+
+import os
+import sys
+from typing import Annotated
+
+import cyclopts
+from cyclopts import App, Parameter
+
+from distspec import __version__
+from distspec.errors import DistspecError
+
+__all__ = ["app", "main"]
+
+app = App(
+    name="distspec",
+    help="Find anomalous spectra in survey-size data, and say why they are odd.",
+    version=f"distspec {__version__}",
+    help_format="plaintext",
+)
+
+File = Annotated[str, Parameter(help="settings file (TOML), or the name of a preset")]
+Overrides = Annotated[str, Parameter(help="settings that differ, as TOML: train.epochs=40", allow_leading_hyphen=False)]
+Port = Annotated[int, Parameter(help="port on the loopback interface")]
+
+
+@app.command
+def demo(*overrides: Overrides) -> None:
+    """Simulate a survey, find its planted anomalies and explain them, in ./distspec-demo."""
+    _run("demo", overrides)
+
+
+@app.command
+def run(file: File, /, *overrides: Overrides) -> None:
+    """Go the whole way: ingest, train, score, explain, report. What is done already is not done again."""
+    _run(file, overrides)
+
+
+@app.command
+def ingest(file: File, /, *overrides: Overrides) -> None:
+    """Survey files -> store."""
+    _run(file, overrides, "ingest")
+
+
+@app.command
+def train(file: File, /, *overrides: Overrides) -> None:
+    """Store -> trained model."""
+    _run(file, overrides, "train")
+
+
+@app.command
+def score(file: File, /, *overrides: Overrides) -> None:
+    """Store and model -> latents and scores of every spectrum."""
+    _run(file, overrides, "score")
+
+
+@app.command
+def explain(file: File, /, *overrides: Overrides) -> None:
+    """Top-ranked spectra -> the wavelengths that make them odd."""
+    _run(file, overrides, "explain")
+
+
+@app.command
+def report(file: File, /, *overrides: Overrides) -> None:
+    """Everything -> one HTML page and a ranked table."""
+    _run(file, overrides, "report")
+
+
+@app.command
+def config(file: File | None = None, /, *overrides: Overrides) -> None:
+    """Print the resolved settings, defaults included, as TOML."""
+    from distspec.config import dump, load
+
+    print(dump(load(file, overrides)), end="")
+
+
+@app.command
+def ui(file: File, /, *overrides: Overrides, port: Port = 5000) -> None:
+    """Open the pages of the tracked runs on this machine (Ctrl-C ends it)."""
+    from distspec.config import load
+    from distspec.tracking import serve
+
+    sys.exit(serve(load(file, overrides), port))
+
+
+def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> None:
+    """Run all stages or one, and name what was made."""
+    # Imported here, so that --help answers at once.
+    from distspec.config import load
+
+    experiment = load(file, overrides)
+    from distspec.layout import table_path
+    from distspec.pipeline import run
+    from distspec.spectra import first_reasons
+
+    made = run(experiment, only)
+    reasons = first_reasons(made.store.column("status"))
+    aside = sum(reasons.values())
+    print(f"store    {made.store.path}: {made.store.rows} spectra, {aside} set aside")
+    for reason, count in reasons.items():
+        print(f"         {count} {reason.lower().replace('_', ' ')}")
+    if made.checkpoint is not None:
+        print(f"model    {made.checkpoint.folder}")
+    if made.scores is not None:
+        print(f"scores   {made.store.path}/layers/{made.scores.name}")
+    for layer in made.explanations.values():
+        print(f"reasons  {made.store.path}/layers/{layer.name}")
+    if made.report is not None:
+        print(f"table    {table_path(experiment)}")
+        print(f"report   {made.report}")
+    print(f"runs     {' '.join(['distspec', 'ui', file, *overrides])}")
+
+
+def main() -> None:
+    """Run the command line: a refused input is one line on stderr and exit status 2."""
+    try:
+        app(print_error=False, exit_on_error=False)
+    except DistspecError as error:
+        _fail(str(error))
+    except cyclopts.CycloptsError as error:
+        _fail(f"{' '.join(str(error).split())}; see distspec --help")
+    except KeyboardInterrupt as interrupt:
+        print("distspec: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(143 if interrupt.args else 130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(message: str) -> None:
+    print(f"distspec: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,135 @@
+"""The stages in their order. `distspec run` is this list; a single verb is one entry of it on what is there already."""
+
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from distspec.config import Experiment, dump
+from distspec.errors import ConfigError
+from distspec.layout import model_folder, score_layer, store_path
+from distspec.models.checkpoint import Checkpoint
+from distspec.stages.explain import explain, explanations_of
+from distspec.stages.ingest import ingest
+from distspec.stages.report import report
+from distspec.stages.score import score
+from distspec.stages.train import train
+from distspec.store import Layer, SpectraStore
+
+__all__ = ["STAGES", "Products", "run"]
+
+STAGES = ("ingest", "train", "score", "explain", "report")
+
+
+@dataclass(frozen=True)
+class Products:
+    """What the stages made or found, as far as they went."""
+
+    store: SpectraStore
+    checkpoint: Checkpoint | None = None
+    scores: Layer | None = None
+    explanations: dict[str, Layer] = field(default_factory=dict)
+    report: Path | None = None
+
+
+def run(experiment: Experiment, only: str | None = None) -> Products:
+    """Run all stages, or one of them on the products of the earlier ones.
+
+    Whatever is finished is not done again.
+
+    Arguments:
+        experiment: the settings.
+        only: one of `STAGES`, or None for all.
+
+    Raises:
+        DistspecError: the input, the settings or the output are refused.
+    """
+    wanted = STAGES if only is None else (only,)
+    last = wanted[-1]
+    with _locked(experiment), _terminated_as_interrupt():
+        store = ingest(experiment) if "ingest" in wanted else _finished_store(experiment)
+        if last == "ingest":
+            return Products(store)
+        checkpoint = _model(experiment, store, make="train" in wanted)
+        if last == "train":
+            return Products(store, checkpoint)
+        if "score" in wanted:
+            scores = score(experiment, store, checkpoint)
+        else:
+            scores = store.layer(score_layer(experiment, checkpoint.sha256))
+        if last == "score":
+            return Products(store, checkpoint, scores)
+        if "explain" in wanted:
+            explanations = explain(experiment, store, checkpoint, scores)
+        else:
+            explanations = explanations_of(experiment, store, scores)
+        if last == "explain":
+            return Products(store, checkpoint, scores, explanations)
+        page = report(experiment, store, checkpoint, scores, explanations)
+        return Products(store, checkpoint, scores, explanations, page)
+
+
+def _finished_store(experiment: Experiment) -> SpectraStore:
+    store = SpectraStore.open(store_path(experiment), write=True)
+    pending = store.pending()
+    if pending:
+        raise ConfigError(
+            f"{store.path} lacks {len(pending)} of {store.shards} shards; run `distspec ingest` to finish it"
+        )
+    return store
+
+
+def _model(experiment: Experiment, store: SpectraStore, *, make: bool) -> Checkpoint:
+    """Give the model: a named checkpoint, else the experiment's own, trained if that is asked for."""
+    if experiment.score.checkpoint is not None:
+        checkpoint = Checkpoint.load(experiment.score.checkpoint)
+    elif make:
+        checkpoint = train(experiment, store)
+    else:
+        checkpoint = Checkpoint.load(model_folder(experiment, store.digest))
+    checkpoint.require(store.grid, store.recipe)
+    return checkpoint
+
+
+@contextmanager
+def _locked(experiment: Experiment) -> Iterator[None]:
+    """Keep a second run off the same output, and leave the resolved settings there.
+
+    Raises:
+        ConfigError: the output cannot be written or another run uses it.
+    """
+    folder = Path(experiment.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        with lock:
+            partial = folder / f".experiment.{uuid.uuid4().hex}.partial"
+            partial.write_text(dump(experiment), "utf-8")
+            os.replace(partial, folder / "experiment.toml")
+            yield
+    except Timeout:
+        raise ConfigError(f"another run is at work in {folder}; wait for it or choose another output") from None
+    except OSError as error:
+        if error.filename is None or not str(error.filename).startswith(str(folder)):
+            raise
+        raise ConfigError(f"cannot write to the output {folder}: {error.strerror}; choose another") from error
+
+
+@contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """Turn SIGTERM (a batch system's warning) into KeyboardInterrupt, so that one path ends a run in order."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt(signum)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

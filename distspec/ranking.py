@@ -1,0 +1,87 @@
+"""Where spectra stand among all others of a score layer: distributions, top lists, ranks, overlap of lists.
+
+Layers are read shard by shard and whatever is kept has the size of its answer, so a survey of any size will do.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float64, Int64, Shaped
+
+from distspec.reduce import Histogram, TopK
+from distspec.store import Layer
+
+__all__ = ["distributions", "listed", "overlap", "ranks", "score_names", "top_list"]
+
+
+def score_names(scores: Layer) -> list[str]:
+    """Name the scores of a layer: its fields that hold one number per row."""
+    return [name for name, (_, shape) in scores.fields.items() if shape == ()]
+
+
+def listed(scored: int, fraction: float) -> int:
+    """Give the length of the top list that holds this share of the scored spectra, at least one if there are any.
+
+    Example:
+        >>> listed(1001, 0.01), listed(3, 0.01), listed(0, 0.01)
+        (11, 1, 0)
+    """
+    # The product of a share and a whole number may lie a rounding error above a whole number.
+    return min(scored, math.ceil(fraction * scored - 1e-9))
+
+
+def distributions(scores: Layer) -> dict[str, Histogram]:
+    """Count the values of every score; NaN, which marks what is set aside, is not counted."""
+    names = score_names(scores)
+    found = {name: Histogram.zero() for name in names}
+    for shard in range(scores.shards):
+        for name, values in zip(names, scores.read_shard(shard, *names), strict=True):
+            found[name] += Histogram.of(values)
+    return found
+
+
+def top_list(scores: Layer, name: str, size: int, histogram: Histogram) -> TopK:
+    """Find the `size` rows of largest score, best first.
+
+    The histogram tells beforehand which values can be in the list, so that each shard gives only those: no list is
+    merged again and again.
+    """
+    floor = _floor(histogram, size)
+    rows, kept = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+    for shard in range(scores.shards):
+        start, stop = scores.bounds(shard)
+        values = scores.read(name, start, stop)
+        near = np.flatnonzero(values >= floor)
+        rows.append(near + start)
+        kept.append(values[near])
+    return TopK.of(size, np.concatenate(rows), np.concatenate(kept))
+
+
+def _floor(histogram: Histogram, size: int) -> float:
+    """Give a value that none of the `size` largest lies below."""
+    above = np.cumsum(histogram.counts[::-1])[::-1]
+    bins = np.flatnonzero(above >= size)
+    # One bin further down, so that rounding at a bin's edge cannot lose a value.
+    lowest = int(bins[-1]) - 1 if bins.size else 0
+    return float(Histogram.edges()[lowest]) if lowest > 0 else -math.inf
+
+
+def ranks(scores: Layer, name: str, values: Shaped[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
+    """Give the rank of each value among all scored spectra: 1 + the number of larger scores."""
+    larger = np.zeros(len(values), np.int64)
+    for shard in range(scores.shards):
+        known = scores.read(name, *scores.bounds(shard))
+        known = np.sort(known[~np.isnan(known)])
+        larger += len(known) - np.searchsorted(known, values, side="right")
+    return larger + 1
+
+
+def overlap(tops: Mapping[str, TopK]) -> Float64[np.ndarray, "k k"]:
+    """Give the share of each list (row) that also is in each other one (column); lists are of equal length."""
+    lists = [top.rows for top in tops.values()]
+    shares = np.ones((len(lists), len(lists)))
+    for first, mine in enumerate(lists):
+        for second, other in enumerate(lists):
+            shares[first, second] = np.isin(mine, other).mean() if len(mine) else np.nan
+    return shares

@@ -1,0 +1,213 @@
+"""Ray: join or start it, and spread work over shards. The only user of Ray besides the training stage.
+
+Work is an importable class with small arguments, applied to small items; workers read and write the store themselves
+and return summaries. An item may be done twice (a worker died and Ray tried again), so work must be idempotent; writing
+whole shards is.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import ray
+import ray.data
+from ray.util import ActorPool
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from distspec.config import Runtime
+from distspec.errors import ConfigError, DistspecError, ShardError
+from distspec.store import limit_threads
+
+__all__ = ["Work", "connect", "map_actors", "map_shards", "progress", "workers_of"]
+
+Work = Callable[[Any], Any]
+"""One worker's function; made in the worker by calling an importable factory with small arguments."""
+
+
+def connect(settings: Runtime) -> None:
+    """Join a Ray cluster, or start Ray on this machine, unless this process already has one.
+
+    Ray ends with the process: starting it costs seconds, so that all stages of a run share one.
+
+    Raises:
+        ConfigError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        return
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Its C++ part writes warnings for developers onto the user's terminal.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address in (None, "local"):
+        # Raised niceness would starve the workers beside any other program of the user.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        cores = os.cpu_count() or 1
+        options |= {"address": "local", "num_cpus": max(cores, settings.workers), "include_dashboard": False}
+    else:
+        options |= {"address": address}
+    try:
+        with _silent_stderr():
+            ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep the notes of Ray's C++ part off the terminal while it starts; failures come as exceptions all the same."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+def workers_of(settings: Runtime, items: int) -> int:
+    """Give the number of workers for so many items: as set, else one for each core of the cluster."""
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    return max(1, min(settings.workers or cores, items))
+
+
+def map_shards(
+    factory: Callable[..., Work],
+    arguments: tuple[Any, ...],
+    items: Sequence[Any],
+    settings: Runtime,
+    label: str = "",
+) -> Iterator[Any]:
+    """Apply work to items (usually one a shard) in a pool of actors fed by Ray Data.
+
+    Arguments:
+        factory: importable class whose instances are called with an item, in a worker.
+        arguments: of the factory; small, since every worker gets a copy.
+        items: small and picklable.
+        settings: number of workers, GPUs of each.
+        label: what the progress bar says.
+
+    Yields:
+        The results, in the order in which they come.
+
+    Raises:
+        DistspecError: what the work raised itself.
+        ShardError: the work failed in another way; the cause is chained.
+    """
+    if not items:
+        return
+    _quiet_ray_data()
+    packed = cloudpickle.dumps((os.getcwd(), factory, arguments))
+    dataset = ray.data.from_items([{"item": cloudpickle.dumps(item)} for item in items], override_num_blocks=len(items))
+    results = dataset.map_batches(
+        _PoolWorker,
+        batch_size=1,
+        fn_constructor_args=(packed,),
+        compute=ray.data.ActorPoolStrategy(size=workers_of(settings, len(items))),
+        num_cpus=1,
+        num_gpus=settings.gpus_per_worker or None,
+    )
+    for row in progress(results.iter_rows(), len(items), label):
+        yield _unpack(row["result"])
+
+
+def map_actors(
+    factory: Callable[..., Work],
+    arguments: tuple[Any, ...],
+    items: Sequence[Any],
+    settings: Runtime,
+    label: str = "",
+) -> Iterator[Any]:
+    """Apply work to items in plain Ray actors: as `map_shards`, for few items that each take long."""
+    if not items:
+        return
+    packed = cloudpickle.dumps((os.getcwd(), factory, arguments))
+    actor = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=1, num_gpus=settings.gpus_per_worker)(
+        _ActorWorker
+    )
+    pool = ActorPool([actor.remote(packed) for _ in range(workers_of(settings, len(items)))])
+    results = pool.map_unordered(lambda worker, item: worker.apply.remote(item), [cloudpickle.dumps(i) for i in items])
+    for result in progress(results, len(items), label):
+        yield _unpack(result)
+
+
+class _ActorWorker:
+    """Makes the work once and applies it to items; failures travel back as values, so that none is retried."""
+
+    def __init__(self, packed: bytes) -> None:
+        # Relative paths in the settings mean the same for every worker as for the driver.
+        folder, factory, arguments = cloudpickle.loads(packed)
+        os.chdir(folder)
+        limit_threads(1)
+        try:
+            import torch
+        except ImportError:
+            pass
+        else:
+            # One core each: otherwise every worker of a machine takes all of it.
+            torch.set_num_threads(1)
+        self._factory = factory
+        self._arguments = arguments
+        self._work: Work | None = None
+
+    def apply(self, item: bytes) -> bytes:
+        try:
+            if self._work is None:
+                self._work = self._factory(*self._arguments)
+            result = self._work(cloudpickle.loads(item))
+        except DistspecError as error:
+            result = error
+        except Exception as error:
+            result = ShardError(f"a worker failed: {type(error).__name__}: {error}")
+            result.__cause__ = error
+        packed: bytes = cloudpickle.dumps(result)
+        return packed
+
+
+class _PoolWorker(_ActorWorker):
+    """The same behind the interface of Ray Data: a batch of one row in, one row out."""
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"result": np.array([self.apply(batch["item"][0])], dtype=object)}
+
+
+def _unpack(packed: bytes) -> Any:
+    result = cloudpickle.loads(packed)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _quiet_ray_data() -> None:
+    """Leave the screen to our own progress bars."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def progress(results: Iterable[Any], total: int, label: str, unit: str = "shard") -> Iterator[Any]:
+    """Pass results on under a progress bar with rate and remaining time; silent where stderr is not a terminal."""
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not (label and sys.stderr.isatty()), transient=False) as bar:
+        task = bar.add_task(label, total=total, rate="")
+        for result in results:
+            bar.advance(task)
+            speed = bar.tasks[0].speed
+            bar.update(task, rate=f"{speed:.2f} {unit}s/s" if speed else "")
+            yield result

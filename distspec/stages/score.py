@@ -1,0 +1,148 @@
+"""`distspec score`: store and checkpoint -> a layer with latents and all reconstruction scores, and their summaries.
+
+One pass: each worker reads a shard, reconstructs it once, writes every score, and returns a summary that adds up.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+
+from distspec.config import Experiment, Score
+from distspec.detectors.reconstruction import SCORES, ReconstructionScores
+from distspec.errors import ShardError
+from distspec.layout import score_layer
+from distspec.models.checkpoint import Checkpoint
+from distspec.reduce import Histogram, TopK
+from distspec.runtime import connect, map_shards
+from distspec.spectra import first_reasons
+from distspec.store import Fields, Layer, SpectraStore
+from distspec.tracking import Run
+
+__all__ = ["ScoreSummary", "score", "summarize"]
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """Counts, distributions and top lists of all scores over some shards; adds up across shards."""
+
+    scored: int
+    set_aside: int
+    histograms: dict[str, Histogram]
+    tops: dict[str, TopK]
+
+    def __add__(self, other: "ScoreSummary") -> "ScoreSummary":
+        return ScoreSummary(
+            self.scored + other.scored,
+            self.set_aside + other.set_aside,
+            {name: self.histograms[name] + other.histograms[name] for name in self.histograms},
+            {name: self.tops[name] + other.tops[name] for name in self.tops},
+        )
+
+
+def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -> Layer:
+    """Score a store with a model, or finish doing so.
+
+    Raises:
+        CheckpointError: the model was trained on another grid or recipe.
+        ShardError: a spectrum that is not set aside has no finite score.
+    """
+    checkpoint.require(store.grid, store.recipe)
+    name = score_layer(experiment, checkpoint.sha256)
+    fields: Fields = {"latents": ("f4", (checkpoint.settings.latents,))}
+    fields |= dict.fromkeys(SCORES, ("f4", ()))
+    layer = store.create_layer(name, fields, {"model": checkpoint.sha256})
+    pending = layer.pending()
+    if not pending:
+        return layer
+    lineage = {"store": store.digest, "model": checkpoint.sha256}
+    connect(experiment.runtime)
+    with Run(experiment, "score", name.removeprefix("score-"), lineage) as run:
+        device = "cuda" if experiment.runtime.gpus_per_worker else "cpu"
+        arguments = (store.path, checkpoint.folder, name, experiment.score, device)
+        parts = list(map_shards(Scorer, arguments, pending, experiment.runtime, "score"))
+        # What an earlier, interrupted run has scored is summarized from the layer.
+        done = sorted(set(range(layer.shards)) - set(pending))
+        parts += [_summary_of_shard(store, layer, shard, experiment.score.top) for shard in done]
+        summary = reduce(add, parts)
+        if summary.scored + summary.set_aside != store.rows:
+            raise ShardError(
+                f"{summary.scored} scored + {summary.set_aside} set aside; the store has {store.rows} rows"
+            )
+        run.metrics({"scored": summary.scored, "set_aside": summary.set_aside})
+        run.summary(_as_text(store, summary), "summary.json")
+    return store.layer(name)
+
+
+def _summary_of_shard(store: SpectraStore, layer: Layer, shard: int, top: int) -> ScoreSummary:
+    start, stop = layer.bounds(shard)
+    values = np.stack(layer.read_shard(shard, *SCORES), axis=1)
+    usable = store.base.read("columns/status", start, stop) == 0
+    return summarize(np.arange(start, stop), values, usable, top)
+
+
+def summarize(
+    rows: np.ndarray[Any, np.dtype[np.int64]],
+    values: np.ndarray[Any, np.dtype[np.float32]],
+    usable: np.ndarray[Any, np.dtype[np.bool_]],
+    top: int,
+) -> ScoreSummary:
+    """Summarize scores [n, 9] of some rows."""
+    scored = int(usable.sum())
+    columns = {name: np.where(usable, values[:, index], np.nan) for index, name in enumerate(SCORES)}
+    return ScoreSummary(
+        scored,
+        len(rows) - scored,
+        {name: Histogram.of(column) for name, column in columns.items()},
+        {name: TopK.of(top, rows, column) for name, column in columns.items()},
+    )
+
+
+def _as_text(store: SpectraStore, summary: ScoreSummary) -> dict[str, Any]:
+    """Turn a summary into plain values; ids become text, which no reader can round."""
+    tops = {}
+    for name, top in summary.tops.items():
+        ids = [str(value) for value in store.column("id", top.rows)]
+        tops[name] = top.to_dict() | {"ids": ids}
+    return {
+        "spectra": store.rows,
+        "scored": summary.scored,
+        "set_aside": summary.set_aside,
+        "set_aside_reasons": first_reasons(store.column("status")),
+        "top": tops,
+        "histogram_edges": Histogram.edges().tolist(),
+        "histograms": {name: histogram.counts.tolist() for name, histogram in summary.histograms.items()},
+    }
+
+
+class Scorer:
+    """Scores one shard after the other; lives in a worker."""
+
+    def __init__(self, store: str, folder: str, layer: str, settings: Score, device: str) -> None:
+        self._store = SpectraStore.open(store, write=True)
+        self._layer = self._store.layer(layer)
+        self._scores = ReconstructionScores(Checkpoint.load(folder), settings, device)
+        self._top = settings.top
+
+    def __call__(self, shard: int) -> ScoreSummary:
+        spectra = self._store.read(shard)
+        start, stop = self._layer.bounds(shard)
+        usable = self._store.base.read("columns/status", start, stop) == 0
+        chosen = spectra if usable.all() else spectra[usable]
+        values = np.full((len(spectra), len(SCORES)), np.nan, np.float32)
+        latents = np.full((len(spectra), *self._layer.fields["latents"][1]), np.nan, np.float32)
+        if len(chosen):
+            values[usable], latents[usable] = self._scores(chosen)
+            odd = usable & ~np.isfinite(values).all(axis=1)
+            if odd.any():
+                error = ShardError(
+                    f"row {spectra.rows[odd][0]} (and {int(odd.sum()) - 1} more of rows {start}-{stop}) has no finite "
+                    "score although it is not set aside; look at its flux, or cut it by the recipe"
+                )
+                error.rows = (start, stop)
+                raise error
+        columns = {name: np.ascontiguousarray(values[:, index]) for index, name in enumerate(SCORES)}
+        self._layer.write(shard, {"latents": latents} | columns)
+        return summarize(spectra.rows, values, usable, self._top)

@@ -1,0 +1,182 @@
+"""MLflow: one run per stage, with settings, lineage, curves, files and the registered model. The only user of mlflow.
+
+Models are registered as the checkpoint's own files (safetensors and JSON), never as a pickled flavor: nothing that is
+loaded from the registry can run code.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from distspec.config import Experiment
+from distspec.errors import ConfigError
+
+__all__ = ["Run", "serve", "tracking_uri"]
+
+_LONGEST_PARAM = 6_000
+
+
+def tracking_uri(experiment: Experiment) -> str:
+    """Say where runs are kept: the setting, else MLFLOW_TRACKING_URI, else a SQLite file in the output folder."""
+    chosen = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return chosen or f"sqlite:///{Path(experiment.output).resolve() / 'mlflow.db'}"
+
+
+class Run:
+    """One stage of one experiment in MLflow, for the time of a `with` block.
+
+    A stage that was interrupted and runs again with the same `key` goes on in its old run, so that a curve is whole.
+    The run ends as FINISHED, or as FAILED or KILLED by the exception that leaves the block.
+
+    Arguments:
+        experiment: whose settings are recorded.
+        stage: name of the stage.
+        key: digest of what the stage makes; identifies a run to go on with.
+        lineage: what the stage reads, such as store and model digests; kept as tags.
+
+    Raises:
+        ConfigError: the tracking server or database cannot be used.
+    """
+
+    def __init__(self, experiment: Experiment, stage: str, key: str, lineage: Mapping[str, str]) -> None:
+        # Imported here: it takes seconds, and most commands never track.
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        for chatty in ("mlflow", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        self._experiment = experiment
+        uri = tracking_uri(experiment)
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        try:
+            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            self.id = self._open(stage, key, lineage, uri)
+        except (MlflowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"cannot track runs at {_without_password(uri)}: {reason}") from error
+
+    def _open(self, stage: str, key: str, lineage: Mapping[str, str], uri: str) -> str:
+        name = self._experiment.name
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            artifacts = None
+            if uri.startswith("sqlite:"):
+                artifacts = (Path(self._experiment.output).resolve() / "mlartifacts").as_uri()
+            experiment_id = self._client.create_experiment(name, artifact_location=artifacts)
+        else:
+            experiment_id = found.experiment_id
+        mine = (
+            f"tags.`distspec.key` = '{key}' and tags.`distspec.stage` = '{stage}' and attributes.status != 'FINISHED'"
+        )
+        open_runs = self._client.search_runs([experiment_id], mine, max_results=1)
+        if open_runs:
+            run_id: str = open_runs[0].info.run_id
+            self._client.update_run(run_id, status="RUNNING")
+            return run_id
+        tags = {"distspec.stage": stage, "distspec.key": key} | {f"distspec.{k}": v for k, v in lineage.items()}
+        run_id = self._client.create_run(experiment_id, run_name=f"{stage}-{key}", tags=tags).info.run_id
+        from mlflow.entities import Param
+
+        # The tracking address may hold a password.
+        settings = _flatten(self._experiment.model_dump(mode="json", exclude_none=True, exclude={"tracking"}))
+        params = [Param(k, str(v)[:_LONGEST_PARAM]) for k, v in settings.items()]
+        for start in range(0, len(params), 100):
+            self._client.log_batch(run_id, params=params[start : start + 100])
+        return run_id
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Record numbers at one step, such as an epoch."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(self.id, metrics=[Metric(name, float(v), now, step) for name, v in values.items()])
+
+    def last_step(self, name: str) -> int:
+        """Give the largest step at which a metric was recorded, -1 if never."""
+        return max((point.step for point in self._client.get_metric_history(self.id, name)), default=-1)
+
+    def text(self, content: str, name: str) -> None:
+        """Keep a text file."""
+        self._client.log_text(self.id, content, name)
+
+    def summary(self, content: Mapping[str, Any], name: str) -> None:
+        """Keep a JSON file."""
+        self._client.log_dict(self.id, dict(content), name)
+
+    def figure(self, figure: Any, name: str) -> None:
+        """Keep a matplotlib figure as a picture."""
+        self._client.log_figure(self.id, figure, name)
+
+    def file(self, path: str | Path, folder: str | None = None) -> None:
+        """Keep a file or a folder."""
+        if Path(path).is_dir():
+            self._client.log_artifacts(self.id, str(path), folder)
+        else:
+            self._client.log_artifact(self.id, str(path), folder)
+
+    def register(self, folder: str | Path, facts: Mapping[str, str]) -> str:
+        """Keep a checkpoint and register it as the newest version of the experiment's model.
+
+        Returns:
+            Name and version, as `name/version`.
+        """
+        from mlflow.exceptions import MlflowException
+
+        name = self._experiment.tracking.model or self._experiment.name
+        self.file(folder, "model")
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{self._client.get_run(self.id).info.artifact_uri}/model"
+        version = self._client.create_model_version(name, source=source, run_id=self.id, tags=dict(facts)).version
+        self._client.set_registered_model_alias(name, "newest", version)
+        return f"{name}/{version}"
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        self._client.set_terminated(self.id, status)
+
+
+def serve(experiment: Experiment, port: int) -> int:
+    """Serve the pages of the experiment's runs on the loopback interface until interrupted; give the exit status.
+
+    Raises:
+        ConfigError: there are no runs yet, or the runs are kept by a server that has pages of its own.
+    """
+    uri = tracking_uri(experiment)
+    if uri.startswith(("http:", "https:")):
+        raise ConfigError(f"runs are tracked by a server; open {_without_password(uri)} in a browser")
+    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise ConfigError(f"no runs in {experiment.output} yet; run `distspec run` first")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    return subprocess.call([*command, "--port", str(port)])
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn a tree of settings into `section.key` names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _without_password(uri: str) -> str:
+    """Hide what stands before the @ of an address."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distspec.config import Experiment, digest, dump, load, presets
+from distspec.detectors.reconstruction import SCORES
+from distspec.errors import ConfigError
+
+
+def test_a_file_states_only_what_differs(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "demo"\n[train]\nepochs = 3\n')
+    settings = load(str(file), ["train.batch=64"])
+    assert (settings.name, settings.train.epochs, settings.train.batch) == ("demo", 3, 64)
+    assert settings.train.patience == Experiment().train.patience
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_presets_load_and_survive_dump_and_load(name: str, tmp_path: Path) -> None:
+    settings = load(name)
+    file = tmp_path / "again.toml"
+    file.write_text(dump(settings), "utf-8")
+    assert load(str(file)) == settings
+
+
+@given(
+    epochs=st.integers(1, 10**6),
+    rate=st.floats(1e-12, 1e3),
+    hidden=st.lists(st.integers(1, 5000), max_size=5),
+    output=st.text(st.characters(exclude_categories=("C",)), min_size=1),
+)
+def test_dump_and_load_are_inverse(
+    epochs: int, rate: float, hidden: list[int], output: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    settings = Experiment.model_validate(
+        {"output": output, "train": {"epochs": epochs, "learning_rate": rate, "model": {"hidden": tuple(hidden)}}}
+    )
+    file = tmp_path_factory.mktemp("toml") / "x.toml"
+    file.write_text(dump(settings), "utf-8")
+    assert load(str(file)) == settings
+
+
+def test_another_kind_replaces_the_whole_table() -> None:
+    settings = load("demo", ["ingest.source.kind=sdss", "ingest.source.path=spectra"])
+    assert settings.ingest.source.kind == "sdss"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.epoch=3", "unknown setting 'train.epoch'; did you mean 'epochs'?"),
+        ("train.epochs=0", "setting 'train.epochs': Input should be greater than or equal to 1, got 0"),
+        ("train.epochs=2.5", "setting 'train.epochs'"),
+        ("train.gpu=1", "setting 'train.gpu': Input should be a valid boolean, got 1"),
+        ("score.epsilon=nan", "setting 'score.epsilon'"),
+        ("ingest.source.kind=lamost", "'simulate', 'sdss', 'desi'"),
+        ("ingest.source={kind='sdss', path='x', pth='y'}", "unknown setting 'ingest.source.pth'; did you mean 'path'?"),
+        ("ingest.chunk_rows=100", "chunk_rows must divide shard_rows"),
+        ("explain.scores=['mse', 'mad']", "setting 'explain.scores.1'"),
+        ("name='../evil'", "setting 'name'"),
+        ("preset=nothing", "no preset 'nothing'"),
+        ("epochs", "is not an assignment"),
+        ("=3", "is not an assignment"),
+        ("a b=3", "is not valid TOML"),
+    ],
+)
+def test_what_is_refused_is_named_in_one_line(override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(None, [override])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bare_word_or_path_is_a_string() -> None:
+    assert load(None, ["output=/data/my run"]).output == "/data/my run"
+
+
+def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="give a TOML file or a preset: demo"):
+        load(str(tmp_path / "none.toml"))
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[train\n")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        load(str(broken))
+
+
+def test_digest_is_stable_and_tells_settings_apart() -> None:
+    # Written down once: another value would orphan every result on disk.
+    assert digest({"a": 1, "b": [1.5, "x"]}) == digest({"b": [1.5, "x"], "a": 1}) == "7f79f3394218"
+    assert digest(load(None)) != digest(load(None, ["seed=1"]))
+
+
+def test_score_names_are_those_of_the_detector() -> None:
+    assert len(SCORES) == 9
+    assert load(None, [f"report.score={SCORES[-1]}"]).report.score == "chi2"
