@@ -16,6 +16,7 @@ from bokeh.models import (
     ColumnDataSource,
     HoverTool,
     NumeralTickFormatter,
+    PrintfTickFormatter,
     Range1d,
     Span,
 )
@@ -110,8 +111,8 @@ def line_marks(low: float, high: float, redshift: float | None = None) -> list[L
         redshift: of the lines on this axis; None for the rest frame. NaN gives no lines.
 
     Example:
-        >>> [mark.label for mark in line_marks(6500.0, 7000.0)]
-        ['[N II] Hα', '[S II]']
+        >>> [mark.label for mark in line_marks(6000.0, 8000.0)]
+        ['[O I]', '[N II] Hα', '[S II]', '[Ar III]']
     """
     stretch = 1.0 if redshift is None else 1.0 + redshift
     absorbed = {name: wave for name, wave in ABSORPTION.items() if name not in EMISSION}
@@ -151,7 +152,9 @@ def training_figure(epochs: Sequence[Mapping[str, float]]) -> Any:
             "rate": _numbers(epochs, "learning_rate"),
         }
     )
-    loss = _figure(260, "epoch", "χ² per pixel", y_axis_type="log")
+    losses = np.concatenate([source.data["train"], source.data["validation"]])
+    wide = np.nanmax(losses, initial=1.0) > 5 * np.nanmin(losses, initial=np.inf)
+    loss = _figure(260, "epoch", "χ² per pixel", y_axis_type="log" if wide else "linear")
     for name, color in (("train", COLORS["count"]), ("validation", COLORS["reconstruction"])):
         line = loss.line("epoch", name, source=source, color=color, line_width=2, legend_label=name)
         loss.scatter("epoch", name, source=source, color=color, size=4)
@@ -167,6 +170,7 @@ def training_figure(epochs: Sequence[Mapping[str, float]]) -> Any:
     loss.legend.label_text_font_size = "12px"
     loss.yaxis[0].formatter = NumeralTickFormatter(format="0.[000]")
     rate = _figure(260, "epoch", "learning rate", x_range=loss.x_range)
+    rate.yaxis[0].formatter = PrintfTickFormatter(format="%.1e")
     rate.line("epoch", "rate", source=source, color=COLORS["flux"], line_width=2)
     return _grid([[loss, rate]])
 
@@ -199,8 +203,21 @@ def score_figure(name: str, histogram: Histogram, threshold: float) -> Any:
         plot.add_layout(
             Span(location=float(threshold), dimension="height", line_color=COLORS["threshold"], line_width=2)
         )
+    plot.xaxis[0].ticker = _decimal_ticks(left[0], right[-1])
+    plot.xaxis[0].formatter = NumeralTickFormatter(format="0.[0000]a")
     plot.yaxis[0].formatter = NumeralTickFormatter(format="0,0")
     return plot
+
+
+def _decimal_ticks(low: float, high: float) -> list[float]:
+    """Choose 1-2-5 ticks, or powers of ten where these are too many."""
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    for mantissas in ((1, 2, 5), (1,)):
+        ticks = [float(f"{mantissa}e{power}") for power in powers for mantissa in mantissas]
+        inside = [tick for tick in ticks if low <= tick <= high]
+        if len(inside) <= 7:
+            break
+    return inside[:: -(-len(inside) // 7)] if inside else []
 
 
 def spectrum_figure(shown: Shown) -> Any:
@@ -211,13 +228,15 @@ def spectrum_figure(shown: Shown) -> Any:
     # A masked pixel may hold anything; as NaN it is a gap, whatever it holds.
     flux = np.where(good, shown.flux, np.nan).astype(np.float32)
     deviation = np.sqrt(np.where(good, shown.ivar, np.nan), dtype=np.float32)
+    with np.errstate(over="ignore"):  # what no float32 can hold leaves the axis anyway
+        residual = (flux - shown.reconstruction) * deviation
     source = ColumnDataSource(
         {
             "wave": wave.astype(np.float32),
             "flux": flux,
             "model": shown.reconstruction,
-            "sigma": (1.0 / deviation).astype(np.float32),
-            "residual": ((flux - shown.reconstruction) * deviation).astype(np.float32),
+            "sigma": np.reciprocal(deviation),
+            "residual": residual,
         }
     )
     frame = "Rest-frame" if shown.frame == "rest" else "Observed"

@@ -47,6 +47,8 @@ def top_list(scores: Layer, name: str, size: int, histogram: Histogram) -> TopK:
     The histogram tells beforehand which values can be in the list, so that each shard gives only those: no list is
     merged again and again.
     """
+    if size == 0:
+        return TopK.zero(0)
     floor = _floor(histogram, size)
     rows, kept = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
     for shard in range(scores.shards):

@@ -133,7 +133,7 @@ def pointing(store: SpectraStore, explanation: Layer) -> Pointing:
     windows = truth_windows(store, rows)
     # NaN compares false, so an unused window overlaps nothing.
     inside = (edges[None, None, :-1] < windows[:, :, 1, None]) & (edges[None, None, 1:] > windows[:, :, 0, None])
-    marked: Bool[np.ndarray, "n segments"] = inside.any(axis=1)
+    marked: Bool[np.ndarray, "n segments"] = np.asarray(inside.any(axis=1))
     weights = explanation.read("weights")[planted]
     line = np.arange(len(rows))
     heaviest = marked[line, np.abs(weights).argmax(axis=1)]

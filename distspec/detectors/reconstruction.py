@@ -112,8 +112,8 @@ class ReconstructionScores:
         scores, latents = [], []
         for start in range(0, len(spectra), self._settings.batch):
             batch = slice(start, start + self._settings.batch)
-            flux = torch.from_numpy(spectra.flux[batch]).to(self._device)
-            ivar = torch.from_numpy(spectra.ivar[batch]).to(self._device)
+            flux = _tensor(spectra.flux[batch]).to(self._device)
+            ivar = _tensor(spectra.ivar[batch]).to(self._device)
             # NaN times zero is NaN: a masked pixel may hold anything, so its flux is removed before any arithmetic.
             flux = torch.where(ivar > 0, flux, 0.0)
             reconstruction, latent = self._model(flux, ivar)
@@ -130,10 +130,15 @@ class ReconstructionScores:
     @torch.inference_mode()
     def reconstruct(self, spectra: Spectra) -> Float32[np.ndarray, "n pixels"]:
         """Give the model's reconstruction, in the unit of the store."""
-        ivar = torch.from_numpy(spectra.ivar).to(self._device)
-        flux = torch.where(ivar > 0, torch.from_numpy(spectra.flux).to(self._device), 0.0)
+        ivar = _tensor(spectra.ivar).to(self._device)
+        flux = torch.where(ivar > 0, _tensor(spectra.flux).to(self._device), 0.0)
         reconstruction: Float32[np.ndarray, "n pixels"] = self._model(flux, ivar)[0].cpu().numpy()
         return reconstruction
+
+
+def _tensor(values: Float32[np.ndarray, "n pixels"]) -> Float32[Tensor, "n pixels"]:
+    """Share an array with torch; one that must not be written to, such as a repeated row, is copied as torch asks."""
+    return torch.from_numpy(np.require(values, requirements="W"))
 
 
 class ReconstructionDetector:
