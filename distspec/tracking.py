@@ -6,6 +6,7 @@ loaded from the registry can run code.
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -49,8 +50,8 @@ class Run:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
-        for chatty in ("mlflow", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        for chatty in ("mlflow", "alembic", "urllib3"):
+            logging.getLogger(chatty).setLevel(logging.ERROR)
         self._experiment = experiment
         uri = tracking_uri(experiment)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -58,8 +59,8 @@ class Run:
             self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             self.id = self._open(stage, key, lineage, uri)
         except (MlflowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"cannot track runs at {_without_password(uri)}: {reason}") from error
+            reason = _without_password(str(error).splitlines()[0])
+            raise ConfigError(f"cannot track runs at {_without_password(uri)}: {reason}") from None
 
     def _open(self, stage: str, key: str, lineage: Mapping[str, str], uri: str) -> str:
         name = self._experiment.name
@@ -176,7 +177,6 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _without_password(uri: str) -> str:
-    """Hide what stands before the @ of an address."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+def _without_password(text: str) -> str:
+    """Hide what stands between // and @ in addresses."""
+    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -102,7 +102,9 @@ def test_pending_names_what_is_not_written(store: SpectraStore) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "truncated", "empty"])
 @pytest.mark.parametrize("field", ["flux", "columns/id", "columns/name"])
-def test_damage_is_an_error_and_never_a_fill_value(store: SpectraStore, tmp_path: Path, damage: str, field: str) -> None:
+def test_damage_is_an_error_and_never_a_fill_value(
+    store: SpectraStore, tmp_path: Path, damage: str, field: str
+) -> None:
     if field == "columns/name":
         layer = store.create_layer("l", {"columns/name": ("string", ())})
         for shard in layer.pending():
@@ -146,7 +148,9 @@ def test_damage_inside_a_shard_is_found_chunk_by_chunk(tmp_path: Path, damage: s
     bad = 0
     for start in range(0, 1024, 128):
         try:
-            np.testing.assert_array_equal(fresh.base.read("flux", start + 3, start + 9), spectra.flux[start + 3 : start + 9])
+            np.testing.assert_array_equal(
+                fresh.base.read("flux", start + 3, start + 9), spectra.flux[start + 3 : start + 9]
+            )
             np.testing.assert_array_equal(fresh.base.take("flux", np.array([start])), spectra.flux[[start]])
         except StoreError:
             bad += 1

@@ -52,9 +52,8 @@ def reconstruction_scores(
     """
     good = ivar > 0
     residual = torch.where(good, (reconstruction - flux).abs(), 0.0)
-    # A spike of 1e30 must not overflow when squared: work in units of each spectrum's largest residual.
-    unit = residual.amax(dim=1, keepdim=True).clamp_min(torch.finfo(residual.dtype).tiny)
-    square = (residual / unit).square()
+    # In double precision a spike of 1e30 does not overflow when squared, nor drown what is left when it is dropped.
+    square = residual.double().square()
     weighted = square / (torch.where(good, flux, 0.0).clamp_min(0.0) + settings.epsilon)
     columns = []
     for terms in (square, weighted):
@@ -66,10 +65,12 @@ def reconstruction_scores(
             columns.append(torch.where(kept & ~dropped, terms, 0.0).sum(dim=1))
     # Computed as plain(square), plain(weighted), trimmed(square), trimmed(weighted), two each; `SCORES` sorts by term.
     ordered = [columns[i] for i in (0, 1, 4, 5, 2, 3, 6, 7)]
-    roots = torch.stack(ordered, dim=1).sqrt() * unit
+    roots = torch.stack(ordered, dim=1).sqrt()
     count = good.sum(dim=1)
     chi2 = (torch.where(good, flux - reconstruction, 0.0).double().square() * ivar).sum(dim=1) / count
-    scores = torch.cat([roots, chi2.to(roots.dtype).unsqueeze(1)], dim=1)
+    scores = torch.cat([roots, chi2.unsqueeze(1)], dim=1)
+    # A score beyond the range of the output stays the largest number there is.
+    scores = scores.clamp_max(torch.finfo(flux.dtype).max).to(flux.dtype)
     return torch.where((count > 0).unsqueeze(1), scores, torch.nan)
 
 
@@ -83,12 +84,17 @@ def _largest(
     count = kept.sum(dim=1)
     drops = count - (count.double() * (0.01 * percentage)).to(count.dtype)
     most = int(drops.max()) if len(drops) else 0
-    dropped = torch.zeros_like(kept)
     if most == 0:
-        return dropped
-    largest = torch.where(kept, residual, -1.0).topk(most, dim=1).indices
-    ranks = torch.arange(most, device=drops.device)
-    return dropped.scatter(1, largest, ranks[None, :] < drops[:, None])
+        return torch.zeros_like(kept)
+    largest = torch.where(kept, residual, -1.0).topk(most, dim=1).values
+    level = largest.gather(1, (drops - 1).clamp_min(0)[:, None])
+    dropped = kept & (residual >= level)
+    # Of equal residuals the first pixels are dropped: which ones `topk` gives depends on the rest of the batch.
+    rows = (dropped.sum(dim=1) > drops).nonzero()[:, 0]
+    above = dropped[rows] & (residual[rows] > level[rows])
+    order = (dropped[rows] & ~above).cumsum(dim=1)
+    dropped[rows] = above | (dropped[rows] & (order <= (drops[rows] - above.sum(dim=1))[:, None]))
+    return dropped
 
 
 class ReconstructionScores:

@@ -31,7 +31,7 @@ def uniform_segments(pixels: int, segments: int) -> Int64[np.ndarray, "pixels"]:
     """
     if not 1 <= segments <= pixels:
         raise ValueError(f"{segments} segments of {pixels} pixels; expected between 1 and {pixels}")
-    return np.arange(pixels, dtype=np.int64) // (pixels // segments)
+    return np.minimum(np.arange(pixels, dtype=np.int64) // (pixels // segments), segments)
 
 
 class Surrogate:
@@ -81,7 +81,8 @@ class Surrogate:
         fitted = coefficients @ self.masks.T.astype(np.float64) + intercept[:, None]
         left = ((labels - fitted) ** 2) @ self._share
         total = ((labels - mean[:, None]) ** 2) @ self._share
-        r2 = 1.0 - np.divide(left, total, out=np.zeros_like(left), where=total > 0)
+        # Of equal labels both sums are rounding errors, whose ratio means nothing.
+        r2 = 1.0 - np.divide(left, total, out=np.zeros_like(left), where=np.ptp(labels, axis=1) > 0)
         return coefficients, intercept, r2, coefficients.sum(axis=1) + intercept
 
 

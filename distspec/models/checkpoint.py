@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -32,6 +31,8 @@ SCHEMA = 1
 """Number of the layout above; another one is refused."""
 
 _LARGEST_JSON = 1 << 24
+
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,21 @@ class Checkpoint:
             settings = Dense.model_validate_json(json.dumps(text["settings"]))
             grid = WaveGrid(**text["grid"])
             sha256, recipe, facts = str(text["sha256"]), str(text["recipe"]), dict(text["facts"])
-        except (KeyError, TypeError, ValueError, ValidationError) as error:
-            raise CheckpointError(f"{folder}/model.json is not a checkpoint's description: {error!r}") from None
+            # On the meta device, which has no memory: a description may claim a network of any size.
+            with torch.device("meta"):
+                state = DenseAutoencoder(settings, grid.pixels).state_dict()
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(repr(error).split())[:_LONGEST_REASON]
+            raise CheckpointError(f"{folder}/model.json is not a checkpoint's description: {reason}") from None
         tensors = read_tensors(folder / "model.safetensors", sha256)
-        model = DenseAutoencoder(settings, grid.pixels)
-        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        expected = {name: _kind(tensor) for name, tensor in state.items()}
+        found = {name: _kind(tensor) for name, tensor in tensors.items()}
         if found != expected:
             wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))[0]
             raise CheckpointError(
                 f"{folder}: {wrong} has shape {found.get(wrong)}; its description needs {expected.get(wrong)}"
             )
+        model = DenseAutoencoder(settings, grid.pixels)
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise CheckpointError(f"{folder}: {name} holds values that are not finite; train again")
@@ -129,9 +134,9 @@ class Checkpoint:
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:
     """Write a folder of files that appears whole: made under another name, then renamed over the old one."""
+    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
         partial.mkdir()
         for name, content in files.items():
             with open(partial / name, "wb") as stream:
@@ -142,6 +147,7 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> None:
             shutil.rmtree(folder)
         os.replace(partial, folder)
     except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
@@ -164,6 +170,10 @@ def read_tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_JSON:
@@ -171,7 +181,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         text = json.loads(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"no checkpoint at {path.parent}: {error.strerror or error}; train first") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(text, dict):
         raise CheckpointError(f"{path} is not a checkpoint's description")

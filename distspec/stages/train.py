@@ -32,7 +32,7 @@ from distspec.models.autoencoder import DenseAutoencoder, masked_chi2
 from distspec.models.checkpoint import Checkpoint, read_tensors, write_folder
 from distspec.reduce import Moments
 from distspec.runtime import connect, progress
-from distspec.spectra import Spectra
+from distspec.spectra import Spectra, first_reasons
 from distspec.store import SpectraStore
 from distspec.tracking import Run
 
@@ -61,8 +61,8 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
     feed = Feed(store.path, experiment.train, experiment.seed)
     if not feed.training.any() or not feed.validation.any():
         raise ConfigError(
-            f"{int(feed.training.sum())} spectra to train on and {int(feed.validation.sum())} to validate; "
-            "both need one at least: see the report for why spectra were set aside, or change train.validation"
+            f"only {int((store.column('status') == 0).sum())} of {store.rows} spectra can be used "
+            f"({_reasons(store)}); training needs two at least: loosen ingest.prepare.cuts or give more spectra"
         )
     lineage = {"store": store.digest, "recipe": store.recipe}
     connect(experiment.runtime)
@@ -80,6 +80,11 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
     checkpoint = checkpoint.save(folder)
     shutil.rmtree(state, ignore_errors=True)
     return checkpoint
+
+
+def _reasons(store: SpectraStore) -> str:
+    reasons = first_reasons(store.column("status"))
+    return ", ".join(f"{count} {reason.lower().replace('_', ' ')}" for reason, count in reasons.items())
 
 
 @dataclass(frozen=True)
@@ -341,7 +346,7 @@ class Feed:
         self._seed = seed
         self._rank, self._world = rank, world
         usable = self.store.column("status") == 0
-        held = _hash(np.arange(self.store.rows, dtype=np.uint64), seed) < settings.validation
+        held = _held(_hash(np.arange(self.store.rows, dtype=np.uint64), seed), usable, settings.validation)
         self.training: Bool[np.ndarray, "rows"] = usable & ~held
         self.validation: Bool[np.ndarray, "rows"] = usable & held
         self._batch = max(1, min(settings.batch, int(self.training.sum())) // world)
@@ -428,6 +433,18 @@ class Feed:
             self._cache[index] = chunk
             self._cache_left -= size
         return chunk
+
+
+def _held(
+    draw: np.ndarray[Any, np.dtype[np.float64]], usable: Bool[np.ndarray, "rows"], share: float
+) -> Bool[np.ndarray, "rows"]:
+    """Choose the validation set: the rows drawn below its share, and of few spectra one at least on either side."""
+    held = draw < share
+    candidates = np.flatnonzero(usable)
+    if len(candidates) >= 2:
+        held[candidates[np.argmin(draw[candidates])]] = True
+        held[candidates[np.argmax(draw[candidates])]] = False
+    return held
 
 
 def _hash(rows: np.ndarray[Any, np.dtype[np.uint64]], seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:

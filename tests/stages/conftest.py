@@ -1,0 +1,46 @@
+"""A small simulated experiment, gone through once for all tests of the stages."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distspec.config import Experiment
+from distspec.pipeline import Products, run
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "seed": 5,
+    "ingest": {
+        "source": {"kind": "simulate", "spectra": 700, "anomalies": 0.05},
+        "prepare": {"grid": {"scale": "log", "first": 3600.0, "last": 7400.0, "pixels": 240}},
+        "shard_rows": 128,
+        "chunk_rows": 64,
+    },
+    "train": {"model": {"hidden": [32], "latents": 4}, "epochs": 4, "batch": 64},
+    "score": {"top": 50},
+    "explain": {"scores": ["mse", "chi2"], "samples": 200, "segments": 40, "fraction": 0.05},
+    "report": {"spectra": 2, "table": 10},
+    "runtime": {"workers": 2},
+}
+
+
+def small(output: Path, **changes: Any) -> Experiment:
+    """Give the small experiment with another output and top-level sections changed."""
+    tree = json.loads(json.dumps(SMALL)) | {"output": str(output)}
+    for section, values in changes.items():
+        tree[section] = tree.get(section, {}) | values if isinstance(values, dict) else values
+    return Experiment.model_validate_json(json.dumps(tree))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Read every file under a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def done(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Products]:
+    """The small experiment and what all its stages made."""
+    experiment = small(tmp_path_factory.mktemp("done") / "out")
+    return experiment, run(experiment)
