@@ -114,7 +114,7 @@ def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> None
 def main() -> None:
     """Run the command line: a refused input is one line on stderr and exit status 2."""
     try:
-        app(print_error=False, exit_on_error=False)
+        app(sys.argv[1:], print_error=False, exit_on_error=False)
     except DistspecError as error:
         _fail(str(error))
     except cyclopts.CycloptsError as error:

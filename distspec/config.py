@@ -466,7 +466,7 @@ def _explain_refusal(error: ValidationError, tree: dict[str, Any]) -> str:
         node = node.get(part, {}) if isinstance(node, dict) else {}
     key = ".".join(shown)
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(shown[-1], sorted(_keys(Experiment)), n=1)
+        near = difflib.get_close_matches(shown[-1], sorted(_keys()), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; see `distspec config`"
         return f"unknown setting {key!r}{hint}{more}"
     message = first["msg"].removeprefix("Value error, ")
@@ -474,19 +474,9 @@ def _explain_refusal(error: ValidationError, tree: dict[str, Any]) -> str:
     return f"setting {key!r}: {message}{found}{more}" if key else f"{message}{more}"
 
 
-def _keys(model: type[BaseModel]) -> set[str]:
+def _keys() -> set[str]:
     """Collect the names of all settings, however deep."""
-    names: set[str] = set()
-    pending: list[type[BaseModel]] = [model, Simulate, Sdss, Desi, DustColumn, DustMap, AtWavelength, Distance]
-    while pending:
-        fields = pending.pop().model_fields
-        names |= set(fields)
-        pending += [f.annotation for f in fields.values() if isinstance(f.annotation, type) and _is_model(f.annotation)]
-    return names
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return {name for model in Settings.__subclasses__() for name in model.model_fields}
 
 
 def dump(settings: Settings) -> str:

@@ -107,18 +107,17 @@ def _locked(experiment: Experiment) -> Iterator[None]:
     folder = Path(experiment.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        with lock:
-            partial = folder / f".experiment.{uuid.uuid4().hex}.partial"
-            partial.write_text(dump(experiment), "utf-8")
+        partial = folder / f".experiment.{uuid.uuid4().hex}.partial"
+        partial.write_text(dump(experiment), "utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write to the output {folder}: {error.strerror}; choose another") from error
+    try:
+        with FileLock(folder / ".lock", timeout=0):
             os.replace(partial, folder / "experiment.toml")
             yield
     except Timeout:
+        partial.unlink()
         raise ConfigError(f"another run is at work in {folder}; wait for it or choose another output") from None
-    except OSError as error:
-        if error.filename is None or not str(error.filename).startswith(str(folder)):
-            raise
-        raise ConfigError(f"cannot write to the output {folder}: {error.strerror}; choose another") from error
 
 
 @contextmanager

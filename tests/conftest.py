@@ -13,8 +13,10 @@ import torch
 from distspec.config import Dense, Experiment
 from distspec.models.autoencoder import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
+from distspec.pipeline import Products, run
 from distspec.spectra import Spectra, WaveGrid
 from distspec.store import SpectraStore
+from tests.small import small
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data" / "real"
 """Real survey files beside the checkout; tests that need them skip where they are absent."""
@@ -143,3 +145,10 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     import ray
 
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def done(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Products]:
+    """The small experiment and what all its stages made."""
+    experiment = small(tmp_path_factory.mktemp("done") / "out")
+    return experiment, run(experiment)

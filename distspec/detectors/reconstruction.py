@@ -9,7 +9,7 @@ from typing import Final, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from distspec.config import Score, ScoreName
@@ -21,6 +21,12 @@ __all__ = ["SCORES", "ReconstructionDetector", "ReconstructionScores", "reconstr
 
 SCORES: Final[tuple[str, ...]] = get_args(ScoreName)
 """Names of the scores, in the order of `reconstruction_scores`. `chi2` is the masked chi-squared per good pixel."""
+
+_BLOCK: Final = 128
+"""Spectra scored at once on a processor: the temporaries then stay in a core's cache."""
+
+_GROUP: Final = 4
+"""Pixels of a group in the search for the largest residuals."""
 
 
 def reconstruction_scores(
@@ -50,51 +56,78 @@ def reconstruction_scores(
     Returns:
         Scores in the order of `SCORES`; NaN for a spectrum without a good pixel.
     """
+    rows = _BLOCK if flux.device.type == "cpu" else max(len(flux), 1)
+    parts = []
+    for start in range(0, max(len(flux), 1), rows):
+        part = slice(start, start + rows)
+        nearby = away if len(away) == 1 else away[part]
+        parts.append(_block_scores(flux[part], ivar[part], reconstruction[part], nearby, settings))
+    return torch.cat(parts)
+
+
+def _block_scores(
+    flux: Float[Tensor, "n pixels"],
+    ivar: Float[Tensor, "n pixels"],
+    reconstruction: Float[Tensor, "n pixels"],
+    away: Bool[Tensor, "#n pixels"],
+    settings: Score,
+) -> Float[Tensor, "n 9"]:
+    """Compute all scores of a few spectra.
+
+    Trimming drops a few of the largest residuals. Every sum is therefore made of two: over the pixels that no score can
+    drop, once for all trimmings, and over the short list of the others. Nothing is subtracted, so nothing cancels.
+    """
     good = ivar > 0
-    residual = torch.where(good, (reconstruction - flux).abs(), 0.0)
-    # In double precision a spike of 1e30 does not overflow when squared, nor drown what is left when it is dropped.
-    square = residual.double().square()
-    weighted = square / (torch.where(good, flux, 0.0).clamp_min(0.0) + settings.epsilon)
+    residual = torch.where(good, reconstruction - flux, 0.0).abs_()
+    weight = away.to(residual.dtype).expand_as(residual)
+    seen = good.to(residual.dtype)
+    count = seen.sum(dim=1, keepdim=True)
+    pull = torch.where(good, ivar, 0.0).sqrt_().mul_(residual)
+    chi2 = _dot(pull, pull) / count
+    # A spike of 1e30 must not overflow when squared: work in units of each spectrum's largest residual.
+    unit = residual.amax(dim=1, keepdim=True).clamp_min(torch.finfo(residual.dtype).tiny)
+    square = (residual / unit).square_()
+    weighted = square / torch.where(good, flux, 0.0).clamp_min_(0.0).add_(settings.epsilon)
+
+    share = 0.01 * settings.trim_percentage
+    pixels = flux.shape[1]
+    # At most so many pixels can be dropped, and so many pixels near lines can stand before them in the list.
+    longest = pixels - int(pixels * share) + int((~away).sum(dim=1).max())
+    listed = _largest(residual, min(longest, pixels))
+    listed_away = weight.gather(1, listed)
+    dropped = count - (count.double() * share).floor()
+    kept = (torch.arange(listed.shape[1], device=flux.device) >= dropped).to(residual.dtype)
+    count_away = _dot(seen, weight)
+    dropped_away = count_away - (count_away.double() * share).floor()
+    kept_away = listed_away * (listed_away.cumsum(dim=1) > dropped_away)
+
     columns = []
     for terms in (square, weighted):
-        for kept in (good, good & away):
-            columns.append(torch.where(kept, terms, 0.0).sum(dim=1))
-    trims = [_largest(residual, kept, settings.trim_percentage) for kept in (good, good & away)]
-    for terms in (square, weighted):
-        for kept, dropped in zip((good, good & away), trims, strict=True):
-            columns.append(torch.where(kept & ~dropped, terms, 0.0).sum(dim=1))
-    # Computed as plain(square), plain(weighted), trimmed(square), trimmed(weighted), two each; `SCORES` sorts by term.
-    ordered = [columns[i] for i in (0, 1, 4, 5, 2, 3, 6, 7)]
-    roots = torch.stack(ordered, dim=1).sqrt()
-    count = good.sum(dim=1)
-    chi2 = (torch.where(good, flux - reconstruction, 0.0).double().square() * ivar).sum(dim=1) / count
-    scores = torch.cat([roots, chi2.unsqueeze(1)], dim=1)
-    # A score beyond the range of the output stays the largest number there is.
-    scores = scores.clamp_max(torch.finfo(flux.dtype).max).to(flux.dtype)
-    return torch.where((count > 0).unsqueeze(1), scores, torch.nan)
+        long = terms.gather(1, listed)
+        terms.scatter_(1, listed, 0.0)
+        rest, rest_away = terms.sum(dim=1, keepdim=True), _dot(terms, weight)
+        columns += [rest + long.sum(dim=1, keepdim=True), rest_away + _dot(long, listed_away)]
+        columns += [rest + _dot(long, kept), rest_away + _dot(long, kept_away)]
+    scores = torch.cat([torch.cat(columns, dim=1).sqrt_() * unit, chi2], dim=1)
+    return torch.where(count > 0, scores, torch.nan)
 
 
-def _largest(
-    residual: Float[Tensor, "n pixels"], kept: Bool[Tensor, "n pixels"], percentage: float
-) -> Bool[Tensor, "n pixels"]:
-    """Mark the pixels that trimming drops: each row's largest residuals among the kept pixels.
+def _dot(a: Float[Tensor, "n m"], b: Float[Tensor, "n m"]) -> Float[Tensor, "n 1"]:
+    return torch.linalg.vecdot(a, b).unsqueeze(1)
 
-    A partial selection of the few largest costs a fraction of a sort.
+
+def _largest(values: Float[Tensor, "n pixels"], most: int) -> Int64[Tensor, "n most"]:
+    """Give each row's columns of the `most` largest values, largest first.
+
+    The m largest of a row lie in the m groups of largest maxima, so most of the row need not be selected from.
     """
-    count = kept.sum(dim=1)
-    drops = count - (count.double() * (0.01 * percentage)).to(count.dtype)
-    most = int(drops.max()) if len(drops) else 0
-    if most == 0:
-        return torch.zeros_like(kept)
-    largest = torch.where(kept, residual, -1.0).topk(most, dim=1).values
-    level = largest.gather(1, (drops - 1).clamp_min(0)[:, None])
-    dropped = kept & (residual >= level)
-    # Of equal residuals the first pixels are dropped: which ones `topk` gives depends on the rest of the batch.
-    rows = (dropped.sum(dim=1) > drops).nonzero()[:, 0]
-    above = dropped[rows] & (residual[rows] > level[rows])
-    order = (dropped[rows] & ~above).cumsum(dim=1)
-    dropped[rows] = above | (dropped[rows] & (order <= (drops[rows] - above.sum(dim=1))[:, None]))
-    return dropped
+    pixels = values.shape[1]
+    width = pixels // _GROUP
+    if pixels % _GROUP or most >= width:
+        return values.topk(most, dim=1).indices
+    groups = values.view(len(values), _GROUP, width).amax(dim=1).topk(most, dim=1, sorted=False).indices
+    columns = (groups.unsqueeze(1) + torch.arange(0, pixels, width, device=values.device)[:, None]).flatten(1)
+    return columns.gather(1, values.gather(1, columns).topk(most, dim=1).indices)
 
 
 class ReconstructionScores:

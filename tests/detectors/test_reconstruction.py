@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distspec.config import Dense, Score
@@ -20,7 +20,8 @@ from distspec.models.autoencoder import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.spectra import Spectra, WaveGrid
 
-RELATIVE = [name.startswith("relative") for name in SCORES]
+ROUNDING = 2e-6
+"""A row's place in a batch changes the order in which matrix products add; this much the scores may then differ."""
 
 
 def plain_scores(
@@ -110,6 +111,7 @@ def test_all_scores_equal_their_definition(
     assert found.dtype == np.float32
 
 
+@settings(deadline=None)
 @given(pixels=st.integers(1, 400), percentage=st.floats(0.5, 100))
 def test_trimming_keeps_a_truncated_share(pixels: int, percentage: float) -> None:
     # Residuals of one: the square of the score counts the pixels that are kept.
@@ -140,12 +142,12 @@ def test_trimming_acts_after_the_filter() -> None:
 
 def test_trimming_acts_before_the_flux_weights() -> None:
     # The largest residual lies on a bright pixel, the largest weighted one on a faint pixel: the first is dropped.
-    flux = np.ones((1, 34), np.float32)
+    flux = np.ones((1, 33), np.float32)
     reconstruction = flux + np.float32(0.5)
     flux[0, 0], reconstruction[0, 0] = 1e6, 1e6 + 4
     flux[0, 1], reconstruction[0, 1] = 0.0, 2.0
     found = dict(zip(SCORES, scores_of(flux, np.ones_like(flux), reconstruction, flux > -1)[0], strict=True))
-    expected = 4 / 1e-3 + 31 * 0.25 / 1.001  # int(0.97 * 34) = 32 are kept
+    expected = 4 / 1e-3 + 31 * 0.25 / 1.001  # int(0.97 * 33) = 32 are kept
     assert found["relative_trimmed"] == pytest.approx(np.sqrt(expected), rel=1e-5)
 
 
@@ -257,6 +259,7 @@ def test_masked_pixels_change_no_bit(spectra: Spectra, scores: ReconstructionSco
     assert scores.reconstruct(spectra).tobytes() == scores.reconstruct(other).tobytes()
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_value_in_a_masked_pixel_changes_no_bit(data: st.DataObject) -> None:
     generator = np.random.default_rng(1)
@@ -288,23 +291,28 @@ def test_scores_do_not_depend_on_the_batch(spectra: Spectra, checkpoint: Checkpo
     # Elsewhere the model's matrix products add in another order.
     for cut in (1, 3, 21):
         parts = [scores(spectra[:cut]), scores(spectra[cut:])]
-        np.testing.assert_allclose(np.concatenate([part[0] for part in parts]), whole, rtol=2e-6)
+        np.testing.assert_allclose(np.concatenate([part[0] for part in parts]), whole, rtol=ROUNDING)
     large, _ = ReconstructionScores(checkpoint, Score(batch=1000), device)(spectra)
-    np.testing.assert_allclose(large, whole, rtol=2e-6)
+    np.testing.assert_allclose(large, whole, rtol=ROUNDING)
 
 
 def test_scores_follow_a_permutation_of_rows(
     spectra: Spectra, scores: ReconstructionScores, rng: np.random.Generator
 ) -> None:
     order = rng.permutation(len(spectra))
-    np.testing.assert_allclose(scores(spectra[order])[0], scores(spectra)[0][order], rtol=2e-6)
+    np.testing.assert_allclose(scores(spectra[order])[0], scores(spectra)[0][order], rtol=ROUNDING)
 
 
-def test_duplicates_get_identical_scores(spectra: Spectra, scores: ReconstructionScores) -> None:
-    twice = spectra[np.repeat(np.arange(8), 2)]
-    found, latents = scores(twice)
-    assert found[::2].tobytes() == found[1::2].tobytes()
-    assert latents[::2].tobytes() == latents[1::2].tobytes()
+def test_duplicates_get_the_same_scores(
+    spectra: Spectra, scores: ReconstructionScores, rng: np.random.Generator
+) -> None:
+    found, latents = scores(spectra[np.repeat(np.arange(8), 2)])
+    np.testing.assert_allclose(found[::2], found[1::2], rtol=ROUNDING)
+    np.testing.assert_allclose(latents[::2], latents[1::2], atol=1e-6)
+    # From the same reconstruction no bit differs.
+    twice = (np.repeat(values, 2, axis=0) for values in sample(rng, 8, 200))
+    exact = scores_of(*twice)
+    assert exact[::2].tobytes() == exact[1::2].tobytes()
 
 
 def test_a_line_raises_every_score_that_sees_it(spectra: Spectra, scores: ReconstructionScores, device: str) -> None:
@@ -364,7 +372,7 @@ def test_in_the_observed_frame_the_filter_moves_with_the_redshift(spectra: Spect
     spiked = Spectra(spectra.rows, flux, ivar, spectra.grid, redshift)
     column = SCORES.index("mse_filtered")
     within = near_lines(spectra.grid, 250.0, redshift)[here]
-    assert within.sum() > 15  # a pixel of the grid is 347 km/s wide... half of the lines fall well inside one
+    assert within.sum() > 15  # a pixel is 695 km/s wide: the centre of the nearest one may lie outside the window
     before, after = scores(calm)[0][:, column], scores(spiked)[0][:, column]
     assert (before[within] == after[within]).all()
     assert (after[~within] > before[~within]).all()
@@ -402,4 +410,4 @@ def test_scoring_leaves_its_input_as_it_is(spectra: Spectra, scores: Reconstruct
         np.zeros(5, np.int64), np.repeat(flux[:1], 5, 0), np.broadcast_to(ivar[:1], (5, 300)), spectra.grid
     )
     found = scores(repeated)[0]
-    assert (found == found[:1]).all()
+    np.testing.assert_allclose(found, np.broadcast_to(found[:1], (5, 9)), rtol=ROUNDING)

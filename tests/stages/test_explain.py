@@ -8,7 +8,7 @@ from distspec.explainers.lime import Lime
 from distspec.pipeline import Products
 from distspec.stages.explain import explain
 from distspec.store import SpectraStore
-from tests.stages.conftest import contents
+from tests.small import contents
 
 
 def test_the_top_of_each_score_is_explained_best_first(done: tuple[Experiment, Products]) -> None:

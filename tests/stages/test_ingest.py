@@ -13,7 +13,7 @@ from distspec.sources.write_files import write_sdss
 from distspec.spectra import Status, first_reasons
 from distspec.stages.ingest import Ingester, _cut, ingest
 from distspec.store import SpectraStore
-from tests.stages.conftest import contents, small
+from tests.small import contents, small
 
 
 def test_pieces_are_cut_at_the_borders_of_shards_and_nothing_is_lost() -> None:

@@ -15,7 +15,7 @@ from distspec.stages.score import Scorer, score, summarize
 from distspec.store import SpectraStore
 from distspec.tracking import tracking_uri
 from tests.conftest import make_store
-from tests.stages.conftest import contents, small
+from tests.small import contents, small
 
 
 def test_scores_are_those_of_one_plain_pass(done: tuple[Experiment, Products]) -> None:

@@ -15,7 +15,7 @@ from distspec.stages import train as stage
 from distspec.stages.train import Feed, train
 from distspec.store import SpectraStore
 from distspec.tracking import Run, tracking_uri
-from tests.stages.conftest import contents, small
+from tests.small import contents, small
 
 
 def test_every_training_spectrum_is_seen_once_and_no_validation_spectrum(store: SpectraStore) -> None:

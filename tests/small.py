@@ -1,13 +1,10 @@
-"""A small simulated experiment, gone through once for all tests of the stages."""
+"""A small simulated experiment for the tests of the stages."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from distspec.config import Experiment
-from distspec.pipeline import Products, run
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -37,10 +34,3 @@ def small(output: Path, **changes: Any) -> Experiment:
 def contents(folder: Path) -> dict[str, bytes]:
     """Read every file under a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(scope="session")
-def done(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Products]:
-    """The small experiment and what all its stages made."""
-    experiment = small(tmp_path_factory.mktemp("done") / "out")
-    return experiment, run(experiment)

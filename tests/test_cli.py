@@ -1,0 +1,168 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distspec import cli
+from distspec.config import Experiment, dump
+from distspec.models.checkpoint import Checkpoint
+from distspec.pipeline import Products
+from distspec.sources.simulate import SimulatedSurvey
+from distspec.sources.write_files import write_sdss
+from tests.small import small
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Run the command line in this process and give its exit status."""
+    monkeypatch.setattr(sys, "argv", ["distspec", *words])
+    try:
+        cli.main()
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    return 0
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run something that must be refused: one line on stderr, nothing on stdout, exit status 2."""
+    assert call(monkeypatch, *words) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("distspec: ")
+    return said.err
+
+
+def test_a_run_ends_by_naming_what_it_made(
+    done: tuple[Experiment, Products],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    experiment, made = done
+    file = tmp_path / "small.toml"
+    file.write_text(dump(experiment), "utf-8")
+    assert call(monkeypatch, "run", str(file)) == 0
+    said = capsys.readouterr().out
+    for named in (made.store.path, made.checkpoint.folder, "report.html", "anomalies.csv", f"distspec ui {file}"):
+        assert named in said
+    assert "700 spectra" in said
+    assert call(monkeypatch, "config", str(file)) == 0
+    assert capsys.readouterr().out == dump(experiment)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("run", "demo", "train.epoch=3"), "unknown setting 'train.epoch'"),
+        (("run", "nowhere.toml"), "no settings file 'nowhere.toml'"),
+        (("run",), "distspec --help"),
+        (("frobnicate",), "frobnicate"),
+        (("run", "demo", "--fast"), "--fast"),
+        (("ui", "demo", "output=/nowhere/at/all"), "no runs in /nowhere/at/all yet"),
+        (("score", "demo", "output=nothing-here"), "no store at"),
+    ],
+)
+def test_words_that_make_no_sense_are_refused(
+    words: tuple[str, ...],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(monkeypatch, capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "says"),
+    [
+        ("sdss", "nothing", "no"),
+        ("sdss", "empty folder", "no"),
+        ("sdss", "truncated", "truncated"),
+        ("sdss", "html", "not FITS but a web page"),
+        ("sdss", "zero bytes", "empty"),
+        ("desi", "nothing", "no"),
+        ("desi", "empty folder", "no"),
+        ("desi", "truncated", "truncated"),
+        ("desi", "html", "not FITS but a web page"),
+    ],
+)
+def test_bad_survey_files_are_refused_and_leave_no_store(
+    kind: str,
+    make: str,
+    says: str,
+    ray_session: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "coadd-main-dark-1.fits" if kind == "desi" else "spec-0266-51602-0001.fits"
+    target = tmp_path / "files" / name
+    target.parent.mkdir()
+    match make:
+        case "nothing":
+            target = tmp_path / "none"
+        case "empty folder":
+            target = target.parent
+        case "truncated":
+            written = write_sdss(SimulatedSurvey(small(tmp_path).ingest.source, 5), tmp_path / "whole", range(1))
+            target.write_bytes(written[0].read_bytes()[:20_000])
+        case "html":
+            target.write_text("<!DOCTYPE html><html>Service unavailable</html>")
+        case "zero bytes":
+            target.write_bytes(b"")
+    output = tmp_path / "out"
+    words = ("demo", f"ingest.source={{kind='{kind}', path='{target}'}}", "ingest.prepare.dust.kind=none")
+    said = refused(monkeypatch, capsys, "run", *words, f"output={output}")
+    assert says in said
+    assert str(target if make != "empty folder" else target.name) in said
+    assert not (output / "store.zarr").exists()
+    assert not (output / "report.html").exists()
+
+
+def test_a_model_of_another_grid_is_refused_naming_both(
+    done: tuple[Experiment, Products],
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    experiment, _ = done
+    file = tmp_path / "small.toml"
+    file.write_text(dump(experiment), "utf-8")
+    said = refused(monkeypatch, capsys, "score", str(file), f"score.checkpoint={checkpoint.folder}")
+    assert "300 pixels" in said
+    assert "240 pixels" in said
+
+
+@pytest.mark.parametrize("where", ["/proc/nowhere/out", "file/out"])
+def test_an_output_that_cannot_be_written_is_refused(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.chdir(tmp_path)
+    assert "cannot write to the output" in refused(monkeypatch, capsys, "run", "demo", f"output={where}")
+
+
+def test_help_answers_without_heavy_imports() -> None:
+    probe = (
+        "import sys; sys.argv = ['distspec', '--help']\n"
+        "from distspec.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'ray', 'torch', 'mlflow', 'zarr', 'astropy', 'bokeh', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    said = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    for verb in ("demo", "run", "ingest", "train", "score", "explain", "report", "config", "ui"):
+        assert verb in said.stdout
+
+
+def test_a_refusal_is_one_line_in_a_real_process_too(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "distspec", "run", "demo", "ingest.source={kind='sdss', path='none'}"]
+    words += ["ingest.prepare.dust.kind=none", f"output={tmp_path / 'out'}"]
+    said = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert said.returncode == 2
+    assert said.stderr.count("\n") == 1, said.stderr
+    assert "Traceback" not in said.stderr

@@ -1,0 +1,46 @@
+"""The demo as a new user runs it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distspec.sources.simulate import STRONG
+from distspec.store import SpectraStore
+from distspec.truth import pointing, recovery
+
+
+def demo(folder: Path, *overrides: str) -> str:
+    command = [sys.executable, "-m", "distspec", "demo", *overrides]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.timeout(300)
+def test_a_small_demo_goes_the_whole_way_and_is_quiet(tmp_path: Path) -> None:
+    said = demo(tmp_path, "ingest.source.spectra=2500", "train.epochs=6", "explain.samples=300")
+    assert re.search(r"store +distspec-demo/store.zarr: 2500 spectra, \d+ set aside", said)
+    assert "report   distspec-demo/report.html" in said
+    assert "runs     distspec ui demo" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"distspec-demo"}
+    page = (tmp_path / "distspec-demo/report.html").read_text("utf-8")
+    assert "extreme-lines" in page
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_finds_the_strong_anomalies_and_points_at_them(tmp_path: Path) -> None:
+    demo(tmp_path)
+    store = SpectraStore.open(tmp_path / "distspec-demo/store.zarr")
+    scores = store.layer(next(name for name in store.layers() if name.startswith("score")))
+    found = recovery(store, scores, 0.02)
+    best = found.best(STRONG)
+    assert found.recall(best, STRONG) > 0.6
+    explained = pointing(store, store.layer(next(name for name in store.layers() if name.startswith("explain"))))
+    hits = sum(explained.heaviest[kind] for kind in STRONG if kind in explained.heaviest)
+    total = sum(explained.explained[kind] for kind in STRONG if kind in explained.explained)
+    assert hits / total > 0.6

@@ -1,0 +1,117 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from distspec.config import Experiment, dump, load
+from distspec.errors import CheckpointError, ConfigError, StoreNotFoundError
+from distspec.pipeline import Products, run
+from tests.small import contents, small
+
+
+def test_all_stages_leave_what_they_promise(done: tuple[Experiment, Products]) -> None:
+    experiment, made = done
+    output = Path(experiment.output)
+    assert {path.name for path in output.iterdir()} >= {
+        "experiment.toml", "store.zarr", "models", "report.html", "anomalies.csv", "mlflow.db", "mlartifacts",
+    }  # fmt: skip
+    assert load(str(output / "experiment.toml")) == experiment
+    assert made.store.pending() == made.scores.pending() == []
+    assert not list(output.rglob("*.partial"))
+
+
+def test_a_second_run_changes_no_result(done: tuple[Experiment, Products]) -> None:
+    experiment, made = done
+    before = contents(Path(made.store.path)) | contents(Path(made.checkpoint.folder))
+    run(experiment)
+    assert contents(Path(made.store.path)) | contents(Path(made.checkpoint.folder)) == before
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "says"),
+    [
+        ("train", StoreNotFoundError, "run `distspec ingest` first"),
+        ("score", StoreNotFoundError, "run `distspec ingest` first"),
+        ("report", StoreNotFoundError, "run `distspec ingest` first"),
+    ],
+)
+def test_a_stage_without_its_input_says_what_to_run(
+    tmp_path: Path, stage: str, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        run(small(tmp_path / "out"), stage)
+
+
+def test_a_stage_after_an_untrained_or_unscored_one_says_so(done: tuple[Experiment, Products]) -> None:
+    experiment, _ = done
+    untrained = experiment.model_copy(update={"train": experiment.train.model_copy(update={"epochs": 5})})
+    with pytest.raises(CheckpointError, match="train first"):
+        run(untrained, "score")
+    unscored = experiment.model_copy(update={"score": experiment.score.model_copy(update={"epsilon": 0.5})})
+    with pytest.raises(StoreNotFoundError, match="run its stage first"):
+        run(unscored, "explain")
+
+
+def test_another_model_can_score_the_same_recipe(done: tuple[Experiment, Products], tmp_path: Path) -> None:
+    experiment, made = done
+    source = {"kind": "simulate", "spectra": 130, "anomalies": 0.0}
+    other = small(
+        tmp_path / "out",
+        seed=99,
+        ingest=experiment.ingest.model_dump(mode="json", exclude_none=True) | {"source": source},
+        score={"checkpoint": made.checkpoint.folder},
+    )
+    products = run(other)
+    assert products.checkpoint.sha256 == made.checkpoint.sha256
+    assert products.store.rows == 130
+    assert not (tmp_path / "out/models").exists()
+
+
+def test_two_runs_on_one_output_do_not_meet(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out/.lock"), pytest.raises(ConfigError, match="another run is at work"):
+        run(small(tmp_path / "out"))
+
+
+@pytest.mark.timeout(600)
+def test_killed_anywhere_and_started_again_it_gives_the_same_bytes(
+    done: tuple[Experiment, Products], tmp_path: Path
+) -> None:
+    """kill -9 of the driver during ingest, training and scoring; then a run to the end."""
+    _, made = done
+    output = tmp_path / "out"
+    experiment = small(output)
+    (tmp_path / "small.toml").write_text(dump(experiment), "utf-8")
+    store = output / "store.zarr"
+    _killed_when(tmp_path, lambda: any((store / "base/commits/c").glob("*")))
+    finished = {path: path.stat().st_mtime_ns for path in (store / "base/flux/c").glob("0/*")}
+    _killed_when(tmp_path, lambda: any(output.glob("training/*/epoch-0001/state.json")))
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    _killed_when(tmp_path, lambda: any(store.glob("layers/score-*/commits/c/*")))
+    subprocess.run(_command(tmp_path), check=True, capture_output=True, timeout=300)
+    assert contents(store) == contents(Path(made.store.path))
+    models = [contents(folder)["model.safetensors"] for folder in (output / "models").iterdir()]
+    assert models == [contents(Path(made.checkpoint.folder))["model.safetensors"]]
+    assert (output / "report.html").is_file()
+
+
+def _command(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "distspec", "run", str(folder / "small.toml")]
+
+
+def _killed_when(folder: Path, reached: Callable[[], bool]) -> None:
+    """Start a run and kill its driver as soon as it has got somewhere."""
+    with open(folder / "log", "ab") as log:
+        driver = subprocess.Popen(_command(folder), stdout=log, stderr=log)
+    deadline = time.monotonic() + 240
+    while not reached() and driver.poll() is None:
+        assert time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.005)
+    os.kill(driver.pid, signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL, "the run ended before it could be killed: " + (folder / "log").read_text()
