@@ -4,6 +4,7 @@ Models are registered as the checkpoint's own files (safetensors and JSON), neve
 loaded from the registry can run code.
 """
 
+import json
 import logging
 import os
 import re
@@ -46,6 +47,8 @@ class Run:
     """
 
     def __init__(self, experiment: Experiment, stage: str, key: str, lineage: Mapping[str, str]) -> None:
+        # Before mlflow is imported, since it reads this then: usage data stay here.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # Imported here: it takes seconds, and most commands never track.
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -101,6 +104,13 @@ class Run:
     def last_step(self, name: str) -> int:
         """Give the largest step at which a metric was recorded, -1 if never."""
         return max((point.step for point in self._client.get_metric_history(self.id, name)), default=-1)
+
+    def reads(self, name: str, digest: str, place: str) -> None:
+        """Record the data that the stage reads as the run's dataset."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        source = json.dumps({"uri": place})
+        self._client.log_inputs(self.id, [DatasetInput(Dataset(name, digest, "local", source))])
 
     def text(self, content: str, name: str) -> None:
         """Keep a text file."""
@@ -163,7 +173,9 @@ def serve(experiment: Experiment, port: int) -> int:
     if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise ConfigError(f"no runs in {experiment.output} yet; run `distspec run` first")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    return subprocess.call([*command, "--port", str(port)])
+    # Nobody needs the server to run jobs, and that part has had holes (CVE-2026-0545).
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return subprocess.call([*command, "--port", str(port)], env=environment)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

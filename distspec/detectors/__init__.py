@@ -1,6 +1,6 @@
 """Detectors: one number per spectrum, higher = odder. Thresholds and top lists are functions of scores (`reduce`)."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -10,6 +10,7 @@ from distspec.spectra import Spectra
 __all__ = ["Detector"]
 
 
+@runtime_checkable
 class Detector(Protocol):
     """What every detector can do."""
 

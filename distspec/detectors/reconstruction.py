@@ -56,9 +56,11 @@ def reconstruction_scores(
     Returns:
         Scores in the order of `SCORES`; NaN for a spectrum without a good pixel.
     """
-    rows = _BLOCK if flux.device.type == "cpu" else max(len(flux), 1)
+    if not len(flux):
+        return flux.new_zeros((0, len(SCORES)))
+    rows = _BLOCK if flux.device.type == "cpu" else len(flux)
     parts = []
-    for start in range(0, max(len(flux), 1), rows):
+    for start in range(0, len(flux), rows):
         part = slice(start, start + rows)
         nearby = away if len(away) == 1 else away[part]
         parts.append(_block_scores(flux[part], ivar[part], reconstruction[part], nearby, settings))
@@ -74,41 +76,52 @@ def _block_scores(
 ) -> Float[Tensor, "n 9"]:
     """Compute all scores of a few spectra.
 
-    Trimming drops a few of the largest residuals. Every sum is therefore made of two: over the pixels that no score can
-    drop, once for all trimmings, and over the short list of the others. Nothing is subtracted, so nothing cancels.
+    Trimming drops few pixels, and few lie near lines. Each row's sums are made of two parts: over a short list of these
+    pixels, in double precision, where a spike of 1e30 neither overflows when squared nor drowns the others; and over
+    the rest, which no score drops, in single precision and in units of a residual that none of them exceeds. Each sum
+    holds a listed residual of at least that unit, so nothing is lost, and what is filtered touches no filtered sum.
     """
+    pixels = flux.shape[1]
+    share = 0.01 * settings.trim_percentage
     good = ivar > 0
-    residual = torch.where(good, reconstruction - flux, 0.0).abs_()
+    zero = flux.new_zeros(())
+    flux, ivar, residual = (torch.where(good, x, zero) for x in (flux, ivar, reconstruction - flux))
+    residual.abs_()
+    floor = flux.clamp_min(0.0).add_(settings.epsilon)
     weight = away.to(residual.dtype).expand_as(residual)
     seen = good.to(residual.dtype)
-    count = seen.sum(dim=1, keepdim=True)
-    pull = torch.where(good, ivar, 0.0).sqrt_().mul_(residual)
-    chi2 = _dot(pull, pull) / count
-    # A spike of 1e30 must not overflow when squared: work in units of each spectrum's largest residual.
-    unit = residual.amax(dim=1, keepdim=True).clamp_min(torch.finfo(residual.dtype).tiny)
-    square = (residual / unit).square_()
-    weighted = square / torch.where(good, flux, 0.0).clamp_min_(0.0).add_(settings.epsilon)
+    count, count_away = seen.sum(dim=1, keepdim=True), _dot(seen, weight)
+    dropped, dropped_away = (n.long() - (n.double() * share).long() for n in (count, count_away))
 
-    share = 0.01 * settings.trim_percentage
-    pixels = flux.shape[1]
-    # At most so many pixels can be dropped, and so many pixels near lines can stand before them in the list.
-    longest = pixels - int(pixels * share) + int((~away).sum(dim=1).max())
-    listed = _largest(residual, min(longest, pixels))
-    listed_away = weight.gather(1, listed)
-    dropped = count - (count.double() * share).floor()
-    kept = (torch.arange(listed.shape[1], device=flux.device) >= dropped).to(residual.dtype)
-    count_away = _dot(seen, weight)
-    dropped_away = count_away - (count_away.double() * share).floor()
-    kept_away = listed_away * (listed_away.cumsum(dim=1) > dropped_away)
+    near, is_near = _marked(~away)
+    near = near.expand(len(flux), -1)
+    rest = residual * weight
+    largest = _largest(rest, min(pixels - int(pixels * share) + 1, pixels))
+    listed = torch.cat([near, largest], dim=1)
+    lengths = torch.cat([residual.gather(1, near) * is_near, rest.gather(1, largest)], dim=1)
+    # Of equal residuals the first pixels are dropped; the bits of a float that is not negative order as its value.
+    keys = (lengths.float().view(torch.int32).long() << 32) + (pixels - listed)
+    level = keys.sort(dim=1, descending=True).values.gather(1, (dropped - 1).clamp_min(0))
+    kept = ((keys < level) | (dropped == 0)).double()
+    ranks = torch.arange(largest.shape[1], device=flux.device)
+    kept_away = (ranks >= dropped_away).double()
 
+    unit = rest.gather(1, largest[:, -1:]).clamp_min_(torch.finfo(rest.dtype).tiny)
+    rest.scatter_(1, largest, 0.0).div_(unit)
+    unit = unit.double().square_()
+    square = lengths.double().square_()
     columns = []
-    for terms in (square, weighted):
-        long = terms.gather(1, listed)
-        terms.scatter_(1, listed, 0.0)
-        rest, rest_away = terms.sum(dim=1, keepdim=True), _dot(terms, weight)
-        columns += [rest + long.sum(dim=1, keepdim=True), rest_away + _dot(long, listed_away)]
-        columns += [rest + _dot(long, kept), rest_away + _dot(long, kept_away)]
-    scores = torch.cat([torch.cat(columns, dim=1).sqrt_() * unit, chi2], dim=1)
+    for divisor in (None, floor):
+        terms = square if divisor is None else square / divisor.gather(1, listed)
+        total = _dot(rest, rest if divisor is None else rest / divisor).double() * unit
+        terms_away = terms[:, near.shape[1] :]
+        columns += [total + terms.sum(dim=1, keepdim=True), total + terms_away.sum(dim=1, keepdim=True)]
+        columns += [total + _dot(terms, kept), total + _dot(terms_away, kept_away)]
+    pull = rest.mul_(ivar.sqrt()).double()
+    chi2 = (_dot(pull, pull) * unit + _dot(square, ivar.gather(1, listed).double())) / count
+    scores = torch.cat([torch.cat(columns, dim=1).sqrt_(), chi2], dim=1)
+    # A score beyond the range of the output stays the largest number there is.
+    scores = scores.clamp_max(torch.finfo(flux.dtype).max).to(flux.dtype)
     return torch.where(count > 0, scores, torch.nan)
 
 
@@ -116,18 +129,35 @@ def _dot(a: Float[Tensor, "n m"], b: Float[Tensor, "n m"]) -> Float[Tensor, "n 1
     return torch.linalg.vecdot(a, b).unsqueeze(1)
 
 
-def _largest(values: Float[Tensor, "n pixels"], most: int) -> Int64[Tensor, "n most"]:
-    """Give each row's columns of the `most` largest values, largest first.
+def _marked(mask: Bool[Tensor, "n pixels"]) -> tuple[Int64[Tensor, "n most"], Bool[Tensor, "n most"]]:
+    """Give the columns that each row marks, in order, filled up with unmarked ones; and which of them are marked."""
+    most = int(mask.sum(dim=1).max())
+    steps = torch.arange(mask.shape[1], 0, -1, device=mask.device)
+    keys, columns = (mask * steps).topk(most, dim=1)
+    return columns, keys > 0
 
-    The m largest of a row lie in the m groups of largest maxima, so most of the row need not be selected from.
+
+def _largest(values: Float[Tensor, "n pixels"], most: int) -> Int64[Tensor, "n most"]:
+    """Give the columns of each row's `most` largest values, largest first and of equal ones the first column first.
+
+    The m largest of a row lie in the m groups of largest maxima, so most of the row need not be searched.
     """
     pixels = values.shape[1]
     width = pixels // _GROUP
-    if pixels % _GROUP or most >= width:
-        return values.topk(most, dim=1).indices
-    groups = values.view(len(values), _GROUP, width).amax(dim=1).topk(most, dim=1, sorted=False).indices
-    columns = (groups.unsqueeze(1) + torch.arange(0, pixels, width, device=values.device)[:, None]).flatten(1)
-    return columns.gather(1, values.gather(1, columns).topk(most, dim=1).indices)
+    # One more than is asked for: if all are different, there was nothing to choose.
+    if pixels % _GROUP == 0 and most + 1 < width:
+        groups = values.view(len(values), _GROUP, width).amax(dim=1).topk(most + 1, dim=1, sorted=False).indices
+        firsts = torch.arange(0, pixels, width, device=values.device)
+        columns = (groups.unsqueeze(1) + firsts[:, None]).flatten(1)
+        found, order = values.gather(1, columns).topk(most + 1, dim=1)
+        columns = columns.gather(1, order)
+    else:
+        found, columns = values.topk(min(most + 1, pixels), dim=1)
+    columns = columns[:, :most].contiguous()
+    tied = ((found[:, 1:] == found[:, :-1]) & (found[:, 1:] > 0)).any(dim=1).nonzero()[:, 0]
+    if len(tied):
+        columns[tied] = values[tied].sort(dim=1, descending=True, stable=True).indices[:, :most]
+    return columns
 
 
 class ReconstructionScores:

@@ -7,7 +7,7 @@ the training sample besides its weights (mean spectrum, scale) are buffers, so t
 import itertools
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from distspec.config import Dense
@@ -73,7 +73,7 @@ def _stack(widths: list[int], settings: Dense) -> nn.Sequential:
 
 def masked_chi2(
     flux: Float[Tensor, "n pixels"], ivar: Float[Tensor, "n pixels"], reconstruction: Float[Tensor, "n pixels"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """Sum (x - x̂)²/σ² over the unmasked pixels of the batch, and count them.
 
     Their ratio is the loss of the released PAE code (methods: mean over all unmasked pixels of the batch); sum and

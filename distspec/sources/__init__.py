@@ -5,7 +5,7 @@ catalogue says. `prepare` does the rest. Wavelengths are vacuum; a file that say
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from distspec.config import Desi, Sdss, Simulate
 from distspec.spectra import Columns, Spectra, WaveGrid
@@ -25,6 +25,7 @@ class Piece:
         return self.stop - self.start
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where spectra come from. Small and picklable: workers get a copy and read for themselves."""
 

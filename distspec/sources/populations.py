@@ -123,7 +123,7 @@ class Objects:
     narrow: Float64[np.ndarray, "n lines"]
     narrow_sigma: Float64[np.ndarray, "n"]
     split: Float64[np.ndarray, "n"]
-    broad: Float64[np.ndarray, "n lines"]
+    broad: Float64[np.ndarray, "n broad_lines"]
     broad_sigma: Float64[np.ndarray, "n"]
     sodium: Float64[np.ndarray, "n 3"]
 

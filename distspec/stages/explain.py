@@ -7,6 +7,7 @@ back to the store. A few spectra are one unit of work.
 import math
 
 import numpy as np
+from jaxtyping import Int64
 
 from distspec.config import Experiment, Explain, Score
 from distspec.detectors.reconstruction import ReconstructionDetector, ReconstructionScores
@@ -72,6 +73,7 @@ def _explain_score(
     lineage = {"store": store.digest, "model": checkpoint.sha256, "scores": scores.name}
     connect(experiment.runtime)
     with Run(experiment, "explain", layer.name.removeprefix("explain-"), lineage) as run:
+        run.reads(experiment.name, store.digest, store.path)
         arguments = (store.path, checkpoint.folder, layer.name, name, experiment)
         items = [(shard, rows[slice(*layer.bounds(shard))]) for shard in pending]
         for _ in map_actors(LimeWorker, arguments, items, experiment.runtime, "explain"):
@@ -81,7 +83,7 @@ def _explain_score(
     return layer
 
 
-def _top_rows(scores: Layer, name: str, settings: Explain) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _top_rows(scores: Layer, name: str, settings: Explain) -> Int64[np.ndarray, "k"]:
     """Find the rows to explain, best first, shard by shard."""
     scored = 0
     top = TopK.zero(settings.limit)
@@ -107,7 +109,7 @@ class LimeWorker:
         self._detector = ReconstructionDetector(scores, name)
         self._lime = Lime(experiment.explain, self._store.grid.pixels, experiment.seed)
 
-    def __call__(self, item: tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]]) -> int:
+    def __call__(self, item: tuple[int, Int64[np.ndarray, "k"]]) -> int:
         shard, rows = item
         explanation = self._lime.explain(self._detector.score, self._store.take(rows))
         fields = {key: getattr(explanation, key) for key in ("weights", "intercept", "r2", "prediction")}

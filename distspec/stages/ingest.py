@@ -5,9 +5,9 @@ the shard whole. A file that cannot be read keeps its rows: they are set aside w
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from distspec.config import Experiment
 from distspec.errors import ConfigError, LayoutError, SourceError
@@ -170,7 +170,7 @@ class Ingester:
         made = {"file", "note", "snr", "total_snr", "coverage", "norm"}
         return [name.removeprefix("columns/") for name in self._fields if name.removeprefix("columns/") not in made]
 
-    def _blank(self, name: str, count: int) -> np.ndarray[Any, Any]:
+    def _blank(self, name: str, count: int) -> Shaped[np.ndarray, "n ..."]:
         """Fill a column for spectra of which nothing is known."""
         dtype, shape = self._fields[f"columns/{name}"]
         if dtype == "string":

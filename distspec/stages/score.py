@@ -9,6 +9,7 @@ from operator import add
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int64
 
 from distspec.config import Experiment, Score
 from distspec.detectors.reconstruction import SCORES, ReconstructionScores
@@ -60,6 +61,7 @@ def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -
     lineage = {"store": store.digest, "model": checkpoint.sha256}
     connect(experiment.runtime)
     with Run(experiment, "score", name.removeprefix("score-"), lineage) as run:
+        run.reads(experiment.name, store.digest, store.path)
         device = "cuda" if experiment.runtime.gpus_per_worker else "cpu"
         arguments = (store.path, checkpoint.folder, name, experiment.score, device)
         parts = list(map_shards(Scorer, arguments, pending, experiment.runtime, "score"))
@@ -84,9 +86,9 @@ def _summary_of_shard(store: SpectraStore, layer: Layer, shard: int, top: int) -
 
 
 def summarize(
-    rows: np.ndarray[Any, np.dtype[np.int64]],
-    values: np.ndarray[Any, np.dtype[np.float32]],
-    usable: np.ndarray[Any, np.dtype[np.bool_]],
+    rows: Int64[np.ndarray, "n"],
+    values: Float32[np.ndarray, "n k"],
+    usable: Bool[np.ndarray, "n"],
     top: int,
 ) -> ScoreSummary:
     """Summarize scores [n, 9] of some rows."""

@@ -20,7 +20,7 @@ import numpy as np
 import ray.train
 import ray.train.torch
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Float64, Int64, UInt64
 from matplotlib.figure import Figure
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -67,6 +67,7 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
     lineage = {"store": store.digest, "recipe": store.recipe}
     connect(experiment.runtime)
     with Run(experiment, "train", folder.name, lineage) as run:
+        run.reads(experiment.name, store.digest, store.path)
         state = Path(experiment.output) / "training" / folder.name
         epochs = _fit(experiment, store, state, run)
         checkpoint = _finish(experiment, store, state, epochs)
@@ -406,7 +407,7 @@ class Feed:
         # A mean near zero (no signal there) must not blow up noise; a thousandth of the typical level is the floor.
         return mean, mean.abs().clamp_min(1e-3 * float(mean.abs().median()) or 1.0)
 
-    def _pools(self, mine: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[list[int]]:
+    def _pools(self, mine: Int64[np.ndarray, "n"]) -> Iterator[list[int]]:
         while True:
             for start in range(0, len(mine), _POOL):
                 yield [int(index) for index in mine[start : start + _POOL]]
@@ -435,9 +436,7 @@ class Feed:
         return chunk
 
 
-def _held(
-    draw: np.ndarray[Any, np.dtype[np.float64]], usable: Bool[np.ndarray, "rows"], share: float
-) -> Bool[np.ndarray, "rows"]:
+def _held(draw: Float64[np.ndarray, "n"], usable: Bool[np.ndarray, "rows"], share: float) -> Bool[np.ndarray, "rows"]:
     """Choose the validation set: the rows drawn below its share, and of few spectra one at least on either side."""
     held = draw < share
     candidates = np.flatnonzero(usable)
@@ -447,7 +446,7 @@ def _held(
     return held
 
 
-def _hash(rows: np.ndarray[Any, np.dtype[np.uint64]], seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _hash(rows: UInt64[np.ndarray, "n"], seed: int) -> Float64[np.ndarray, "n"]:
     """Give each row a number in [0, 1) that looks random (splitmix64 of row and seed)."""
     with np.errstate(over="ignore"):
         mixed = rows * np.uint64(0x9E3779B97F4A7C15) + np.uint64((seed * 0xD1342543DE82EF95 + 1) % 2**64)
