@@ -315,7 +315,8 @@ class Explain(Settings):
     """Share of the scored spectra that is explained."""
     limit: Count = 10_000
     """Largest number of spectra explained per score."""
-    segments: Count = 150
+    segments: Count = 125
+    """Segments of equal width in pixels; pixels that remain form one more, so a divisor of the grid serves best."""
     samples: Annotated[int, Field(ge=2)] = 5_000
     perturbation: Literal["scale", "flat", "with_mean"] = "scale"
     factor: float = 0.9

@@ -126,7 +126,8 @@ def _block_scores(
 
 
 def _dot(a: Float[Tensor, "n m"], b: Float[Tensor, "n m"]) -> Float[Tensor, "n 1"]:
-    return torch.linalg.vecdot(a, b).unsqueeze(1)
+    products: Tensor = torch.linalg.vecdot(a, b)
+    return products.unsqueeze(1)
 
 
 def _marked(mask: Bool[Tensor, "n pixels"]) -> tuple[Int64[Tensor, "n most"], Bool[Tensor, "n most"]]:

@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import zarr
 
-import distspec.stages.score as stage
 from distspec.config import Dense, Experiment
 from distspec.detectors.reconstruction import SCORES, reconstruction_scores
 from distspec.layout import score_layer, store_path
@@ -30,6 +30,7 @@ from distspec.lines import near_lines
 from distspec.models.autoencoder import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.runtime import connect
+from distspec.stages import score as stage
 from distspec.stages.ingest import ingest
 from distspec.store import SpectraStore
 from distspec.tracking import Run
@@ -77,10 +78,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     cores = os.cpu_count() or 1
     torch.set_num_threads(cores)
 
-    fixed["MLflow import and first run"] = timed(
-        lambda: Run(experiment, "bench", "first", {}).__exit__(None, None, None)
-    )[0]
-    fixed["MLflow run, later"] = timed(lambda: Run(experiment, "bench", "second", {}).__exit__(None, None, None))[0]
+    fixed["MLflow import and first run"] = timed(lambda: tracked(experiment, "first"))[0]
+    fixed["later MLflow run"] = timed(lambda: tracked(experiment, "second"))[0]
     forms: dict[str, Callable[[], list[tuple[float, int]]]] = {
         "plain loop": lambda: plain_loop(store, checkpoint),
         "equal work": lambda: equal_work(store, checkpoint, experiment, folder),
@@ -88,7 +87,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in forms}
     limits: dict[str, list[float]] = {"sgemm GFLOP/s": [], "decode GB/s": []}
-    workers = min(options.workers or cores, store.shards)
+    workers = options.workers or cores
+    if store.shards <= workers:
+        raise SystemExit(f"{store.shards} shards for {workers} workers leave no steady state; take more spectra")
     for _ in range(options.repeat):
         limits["sgemm GFLOP/s"].append(sgemm())
         limits["decode GB/s"].append(decode(store))
@@ -129,6 +130,12 @@ def settings_of(options: argparse.Namespace, folder: Path) -> Experiment:
     return Experiment.model_validate_json(json.dumps(tree))
 
 
+def tracked(experiment: Experiment, key: str) -> None:
+    """Open and close a run, as each stage does."""
+    with Run(experiment, "bench", key, {}):
+        pass
+
+
 def ready(experiment: Experiment) -> bool:
     """Tell whether an earlier run has made the whole store."""
     path = store_path(experiment)
@@ -144,25 +151,22 @@ def model_of(store: SpectraStore, folder: Path) -> Checkpoint:
     return Checkpoint(model.eval(), settings, store.grid, store.recipe).save(folder / "model")
 
 
-# --- the three forms: each gives the time of its start (0 rows) and of each finished shard ------------------------------
+# --- the three forms: each gives the time of its start (0 rows) and of each finished shard ----------------------------
 
 
 def distspec_run(store: SpectraStore, checkpoint: Checkpoint, experiment: Experiment) -> list[tuple[float, int]]:
     """Run the stage as a user does, on a store without this layer."""
     shutil.rmtree(Path(store.path) / "layers" / score_layer(experiment, checkpoint.sha256), ignore_errors=True)
     marks = [(time.perf_counter(), 0)]
-    inner = stage.map_shards
+    inner = vars(stage)["map_shards"]
 
     def watched(*arguments: Any, **options: Any) -> Iterator[Any]:
         for summary in inner(*arguments, **options):
             marks.append((time.perf_counter(), summary.scored + summary.set_aside))
             yield summary
 
-    stage.map_shards = watched  # type: ignore[assignment]
-    try:
+    with patch.object(stage, "map_shards", watched):
         stage.score(experiment, store, checkpoint)
-    finally:
-        stage.map_shards = inner
     return [*marks, (time.perf_counter(), 0)]
 
 
@@ -175,7 +179,7 @@ def plain_loop(store: SpectraStore, checkpoint: Checkpoint) -> list[tuple[float,
     for shard in range(store.shards):
         rows = slice(*store.base.bounds(shard))
         whole_flux, whole_ivar = torch.from_numpy(group["flux"][rows]), torch.from_numpy(group["ivar"][rows])
-        for flux, ivar in zip(whole_flux.split(BATCH), whole_ivar.split(BATCH), strict=True):
+        for flux, ivar in zip(torch.split(whole_flux, BATCH), torch.split(whole_ivar, BATCH), strict=True):
             reconstruction, latent = checkpoint.model(flux, ivar)
             chi2.append(((flux - reconstruction).square() * ivar).sum(dim=1))
             latents.append(latent)
@@ -201,7 +205,7 @@ def equal_work(
         rows = slice(*store.base.bounds(shard))
         whole_flux, whole_ivar = torch.from_numpy(group["flux"][rows]), torch.from_numpy(group["ivar"][rows])
         scores, latents = [], []
-        for flux, ivar in zip(whole_flux.split(BATCH), whole_ivar.split(BATCH), strict=True):
+        for flux, ivar in zip(torch.split(whole_flux, BATCH), torch.split(whole_ivar, BATCH), strict=True):
             reconstruction, latent = checkpoint.model(flux, ivar)
             scores.append(reconstruction_scores(flux, ivar, reconstruction, away, experiment.score))
             latents.append(latent)
@@ -217,9 +221,8 @@ def rates(marks: list[tuple[float, int]], workers: int) -> dict[str, float]:
     """Turn times of finished shards into figures; steady counts from when each worker has finished a shard."""
     start, stop = marks[0][0], marks[-1][0]
     done = marks[1:-1]
-    skip = min(workers, len(done) - 1)
-    settled, last = done[skip - 1][0], done[-1][0]
-    steady = sum(rows for _, rows in done[skip:]) / (last - settled)
+    settled, last = done[workers - 1][0], done[-1][0]
+    steady = sum(rows for _, rows in done[workers:]) / (last - settled)
     total = sum(rows for _, rows in done)
     return {
         "wall": stop - start,
@@ -232,13 +235,13 @@ def rates(marks: list[tuple[float, int]], workers: int) -> dict[str, float]:
     }
 
 
-# --- the machine's limits ----------------------------------------------------------------------------------------------
+# --- the machine's limits ---------------------------------------------------------------------------------------------
 
 
 def sgemm(size: int = 2_048, repeat: int = 8) -> float:
     """GFLOP/s of a large float32 matrix product on all cores, the best of some."""
     a, b = torch.randn(size, size), torch.randn(size, size)
-    return 2e-9 * size**3 / min(timed(lambda: a @ b)[0] for _ in range(repeat))
+    return 2e-9 * float(size) ** 3 / min(timed(lambda: a @ b)[0] for _ in range(repeat))
 
 
 def decode(store: SpectraStore) -> float:
@@ -250,7 +253,7 @@ def decode(store: SpectraStore) -> float:
         return sum(group[name][part].nbytes for part in rows for name in ("flux", "ivar"))
 
     seconds, size = timed(read)
-    return 1e-9 * size / seconds
+    return float(1e-9 * size / seconds)
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -259,7 +262,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-# --- the report --------------------------------------------------------------------------------------------------------
+# --- the report -------------------------------------------------------------------------------------------------------
 
 
 def as_table(report: dict[str, Any]) -> str:
@@ -268,7 +271,7 @@ def as_table(report: dict[str, Any]) -> str:
     gigabytes = 8e-9 * report["pixels"]
 
     def middle(name: str, key: str) -> float:
-        return statistics.median(turn[key] for turn in turns[name])
+        return float(statistics.median(turn[key] for turn in turns[name]))
 
     def ratio(name: str, key: str) -> str:
         each = [ours[key] / theirs[key] for ours, theirs in zip(turns["distspec"], turns[name], strict=True)]
@@ -300,8 +303,8 @@ def as_table(report: dict[str, Any]) -> str:
         "",
         f"limits: sgemm {flops:.0f} GFLOP/s = {bound:,.0f} spectra/s (distspec {ours / bound:.0%}); "
         f"decode {speed:.2f} GB/s = {feed:,.0f} spectra/s (distspec {ours / feed:.0%})",
-        f"fixed, s: {', '.join(f'{name} {value:.1f}' for name, value in report['fixed'].items())}; then in each run: "
-        f"to the first shard {middle('distspec', 'to_first'):.1f}, after the last {middle('distspec', 'after_last'):.1f}",
+        f"fixed, s: {', '.join(f'{name} {value:.1f}' for name, value in report['fixed'].items())}; in each run: "
+        f"to first shard {middle('distspec', 'to_first'):.1f}, after last {middle('distspec', 'after_last'):.1f}",
     ]
     return "\n".join(lines)
 
