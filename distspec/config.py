@@ -470,6 +470,8 @@ def _explain_refusal(error: ValidationError, tree: dict[str, Any]) -> str:
         near = difflib.get_close_matches(shown[-1], sorted(_keys()), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; see `distspec config`"
         return f"unknown setting {key!r}{hint}{more}"
+    if first["type"] == "union_tag_not_found":
+        return f"setting '{key}.kind' is missing: say which kind of {shown[-1]} you mean{more}"
     message = first["msg"].removeprefix("Value error, ")
     found = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f", got {first['input']!r}"
     return f"setting {key!r}: {message}{found}{more}" if key else f"{message}{more}"
