@@ -50,29 +50,37 @@ def run(experiment: Experiment, only: str | None = None) -> Products:
     Raises:
         DistspecError: the input, the settings or the output are refused.
     """
-    wanted = STAGES if only is None else (only,)
+    with _locked(experiment) as folder, _terminated_as_interrupt():
+        made = _run(experiment, STAGES if only is None else (only,))
+        # Only now: settings that were refused must not stand beside the results of others.
+        partial = folder / f".experiment.{uuid.uuid4().hex}.partial"
+        partial.write_text(dump(experiment), "utf-8")
+        os.replace(partial, folder / "experiment.toml")
+        return made
+
+
+def _run(experiment: Experiment, wanted: tuple[str, ...]) -> Products:
     last = wanted[-1]
-    with _locked(experiment), _terminated_as_interrupt():
-        store = ingest(experiment) if "ingest" in wanted else _finished_store(experiment)
-        if last == "ingest":
-            return Products(store)
-        checkpoint = _model(experiment, store, make="train" in wanted)
-        if last == "train":
-            return Products(store, checkpoint)
-        if "score" in wanted:
-            scores = score(experiment, store, checkpoint)
-        else:
-            scores = store.layer(score_layer(experiment, checkpoint.sha256))
-        if last == "score":
-            return Products(store, checkpoint, scores)
-        if "explain" in wanted:
-            explanations = explain(experiment, store, checkpoint, scores)
-        else:
-            explanations = explanations_of(experiment, store, scores)
-        if last == "explain":
-            return Products(store, checkpoint, scores, explanations)
-        page = report(experiment, store, checkpoint, scores, explanations)
-        return Products(store, checkpoint, scores, explanations, page)
+    store = ingest(experiment) if "ingest" in wanted else _finished_store(experiment)
+    if last == "ingest":
+        return Products(store)
+    checkpoint = _model(experiment, store, make="train" in wanted)
+    if last == "train":
+        return Products(store, checkpoint)
+    if "score" in wanted:
+        scores = score(experiment, store, checkpoint)
+    else:
+        scores = store.layer(score_layer(experiment, checkpoint.sha256))
+    if last == "score":
+        return Products(store, checkpoint, scores)
+    if "explain" in wanted:
+        explanations = explain(experiment, store, checkpoint, scores)
+    else:
+        explanations = explanations_of(experiment, store, scores)
+    if last == "explain":
+        return Products(store, checkpoint, scores, explanations)
+    page = report(experiment, store, checkpoint, scores, explanations)
+    return Products(store, checkpoint, scores, explanations, page)
 
 
 def _finished_store(experiment: Experiment) -> SpectraStore:
@@ -98,26 +106,25 @@ def _model(experiment: Experiment, store: SpectraStore, *, make: bool) -> Checkp
 
 
 @contextmanager
-def _locked(experiment: Experiment) -> Iterator[None]:
-    """Keep a second run off the same output, and leave the resolved settings there.
+def _locked(experiment: Experiment) -> Iterator[Path]:
+    """Make the output folder and keep a second run off it.
 
     Raises:
         ConfigError: the output cannot be written or another run uses it.
     """
     folder = Path(experiment.output)
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".experiment.{uuid.uuid4().hex}.partial"
-        partial.write_text(dump(experiment), "utf-8")
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"another run is at work in {folder}; wait for it or choose another output") from None
     except OSError as error:
         raise ConfigError(f"cannot write to the output {folder}: {error.strerror}; choose another") from error
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            os.replace(partial, folder / "experiment.toml")
-            yield
-    except Timeout:
-        partial.unlink()
-        raise ConfigError(f"another run is at work in {folder}; wait for it or choose another output") from None
+        yield folder
+    finally:
+        lock.release()
 
 
 @contextmanager
