@@ -16,6 +16,7 @@ import cloudpickle
 import numpy as np
 import ray
 import ray.data
+import torch
 from ray.util import ActorPool
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -148,13 +149,8 @@ class _ActorWorker:
         folder, factory, arguments = cloudpickle.loads(packed)
         os.chdir(folder)
         limit_threads(1)
-        try:
-            import torch
-        except ImportError:
-            pass
-        else:
-            # One core each: otherwise every worker of a machine takes all of it.
-            torch.set_num_threads(1)
+        # One core each: otherwise every worker of a machine takes all of it.
+        torch.set_num_threads(1)
         self._factory = factory
         self._arguments = arguments
         self._work: Work | None = None
