@@ -1,14 +1,16 @@
 """The command line: one command per verb. Parse, call, print; no logic."""
 
 import os
+import shlex
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import App, Parameter
 
 from distspec import __version__
-from distspec.errors import DistspecError
+from distspec.errors import DistspecError, DistspecWarning
 
 __all__ = ["app", "main"]
 
@@ -17,6 +19,7 @@ app = App(
     help="Find anomalous spectra in survey-size data, and say why they are odd.",
     version=f"distspec {__version__}",
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 
 File = Annotated[str, Parameter(help="settings file (TOML), or the name of a preset")]
@@ -108,11 +111,12 @@ def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> None
     if made.report is not None:
         print(f"table    {table_path(experiment)}")
         print(f"report   {made.report}")
-    print(f"runs     {' '.join(['distspec', 'ui', file, *overrides])}")
+    print(f"runs     {shlex.join(['distspec', 'ui', file, *overrides])}")
 
 
 def main() -> None:
     """Run the command line: a refused input is one line on stderr and exit status 2."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         app(sys.argv[1:], print_error=False, exit_on_error=False)
     except DistspecError as error:
@@ -126,6 +130,12 @@ def main() -> None:
         # The reader of our output (head, less) has gone; nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Show our own warnings in one line; those of libraries speak to their developers."""
+    if issubclass(category, DistspecWarning):
+        print(f"distspec: {message}", file=sys.stderr)
 
 
 def _fail(message: str) -> None:

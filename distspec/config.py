@@ -156,8 +156,8 @@ class DustColumn(Settings):
     """Correct by the source's own E(B-V) column; a spectrum without a value is set aside."""
 
     kind: Literal["column"] = "column"
-    scale: Positive = 1.0
-    """Factor on the column. Surveys give the SFD map's own value, to which 0.86 applies as for `DustMap`."""
+    scale: Positive = 0.86
+    """Factor on the column: surveys give the SFD map's own value, to which 0.86 applies as for `DustMap`."""
     law: Literal["F99", "CCM89", "O94", "G23"] = "F99"
     r_v: Positive = 3.1
 
@@ -250,6 +250,8 @@ class Ingest(Settings):
     def _chunks(self) -> "Ingest":
         if self.shard_rows % self.chunk_rows:
             raise ValueError("chunk_rows must divide shard_rows")
+        if self.source.kind != "simulate" and "dust" not in self.prepare.model_fields_set:
+            raise ValueError("say how to correct Galactic extinction: prepare.dust.kind = 'column', 'sfd' or 'none'")
         return self
 
 
@@ -371,9 +373,6 @@ class Experiment(Settings):
     report: Report = Report()
     runtime: Runtime = Runtime()
     tracking: Tracking = Tracking()
-
-
-# --- load, override, dump, digest ---
 
 
 def presets() -> dict[str, str]:

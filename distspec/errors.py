@@ -8,6 +8,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DistspecError",
+    "DistspecWarning",
     "LayoutError",
     "PartialShardError",
     "ShardError",
@@ -19,6 +20,10 @@ __all__ = [
 
 class DistspecError(Exception):
     """Base of all errors below: the command line prints its message in one line and exits with status 2."""
+
+
+class DistspecWarning(UserWarning):
+    """Something a user should know of that changes no result: the command line prints it in one line."""
 
 
 class ConfigError(DistspecError, ValueError):

@@ -42,7 +42,7 @@ def store_digest(experiment: Experiment, inventory: list[tuple[str, int, int]]) 
 
 def model_folder(experiment: Experiment, store: str) -> Path:
     """Folder of the checkpoint that the training settings make from a store of this digest."""
-    # The cache and the place of the work change no weight.
+    # The cache changes no weight; the number of workers does.
     settings = experiment.train.model_dump(mode="json", exclude={"cache_gb"})
     return Path(experiment.output) / "models" / digest(settings, experiment.seed, store)
 

@@ -7,7 +7,9 @@ whole shards is.
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,13 +27,13 @@ from distspec.config import Runtime
 from distspec.errors import ConfigError, DistspecError, ShardError
 from distspec.store import limit_threads
 
-__all__ = ["Work", "connect", "map_actors", "map_shards", "progress", "workers_of"]
+__all__ = ["Work", "connect", "map_actors", "map_shards", "progress", "require_resources", "workers_of"]
 
 Work = Callable[[Any], Any]
 """One worker's function; made in the worker by calling an importable factory with small arguments."""
 
 
-def connect(settings: Runtime) -> None:
+def connect(settings: Runtime, training_workers: int = 0) -> None:
     """Join a Ray cluster, or start Ray on this machine, unless this process already has one.
 
     Ray ends with the process: starting it costs seconds, so that all stages of a run share one.
@@ -50,14 +52,19 @@ def connect(settings: Runtime) -> None:
         # Raised niceness would starve the workers beside any other program of the user.
         os.environ.setdefault("RAY_worker_niceness", "0")
         cores = os.cpu_count() or 1
-        options |= {"address": "local", "num_cpus": max(cores, settings.workers), "include_dashboard": False}
+        slots = max(cores, settings.workers, training_workers)
+        options |= {"address": "local", "num_cpus": slots, "include_dashboard": False}
     else:
         options |= {"address": address}
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         with _silent_stderr():
             ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from error
+    # Ray puts its own handler in the place of ours and ends the process in disorder.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)
 
 
 @contextmanager
@@ -76,9 +83,29 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def workers_of(settings: Runtime, items: int) -> int:
-    """Give the number of workers for so many items: as set, else one for each core of the cluster."""
+    """Give the number of workers for so many items: as set, else one for each core of the cluster.
+
+    Raises:
+        ConfigError: the cluster is too small for them.
+    """
     cores = int(ray.cluster_resources().get("CPU", 1))
-    return max(1, min(settings.workers or cores, items))
+    workers = max(1, min(settings.workers or cores, items))
+    require_resources("runtime.workers", workers, settings.gpus_per_worker * workers)
+    return workers
+
+
+def require_resources(setting: str, cpus: float, gpus: float) -> None:
+    """Refuse what the cluster can never give: Ray itself would wait for it without a word.
+
+    Raises:
+        ConfigError: there are fewer processors or GPUs in the whole cluster.
+    """
+    there = ray.cluster_resources()
+    if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0):
+        raise ConfigError(
+            f"{setting} asks for {cpus:g} CPUs and {gpus:g} GPUs; the Ray cluster has {there.get('CPU', 0):g} and "
+            f"{there.get('GPU', 0):g}; ask for fewer workers or GPUs"
+        )
 
 
 def map_shards(

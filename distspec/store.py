@@ -176,7 +176,13 @@ class Layer:
         if field not in self.fields:
             raise LayoutError(f"{self.name} has no field {field!r}; it has {', '.join(self.fields)}")
         if field not in self._readers:
-            self._readers[field] = self._group[field]
+            try:
+                self._readers[field] = self._group[field]
+            except Exception as error:  # whatever zarr makes of damaged JSON
+                raise LayoutError(
+                    f"the metadata of {_place(self._group)}/{field} are missing or damaged ({error!r}); "
+                    "remove the store or the layer and run its stage again"
+                ) from error
         return self._readers[field]
 
     def _require(self, array: Any, field: str, shard: int) -> None:
@@ -210,7 +216,7 @@ class SpectraStore:
 
     def __init__(self, root: zarr.Group) -> None:
         self._root = root
-        self.base = Layer(root["base"], "base")
+        self.base = _open_layer(root, "base")
         meta = root.attrs["distspec"]
         self.path = _place(root)
         self.chunk_rows = int(meta["chunk_rows"])
@@ -255,7 +261,8 @@ class SpectraStore:
         folder = Path(path)
         try:
             if folder.exists() and any(folder.iterdir()):
-                if not (folder / "zarr.json").is_file():
+                # Only what an interrupted call of this function leaves may be replaced.
+                if not all(p.name in ("zarr.json", "base", "layers") or ".partial" in p.name for p in folder.iterdir()):
                     raise StoreError(f"{path} exists and is not a store; choose another output or move it away")
                 if cls.is_finished(path):
                     raise StoreError(f"{path} already is a store; open it instead")
@@ -398,7 +405,7 @@ class SpectraStore:
         """
         if name not in self._root["layers"]:
             raise StoreNotFoundError(f"{_place(self._root)} has no layer {name!r}; run its stage first")
-        return Layer(self._root["layers"][name], name)
+        return _open_layer(self._root["layers"], name)
 
     def layers(self) -> list[str]:
         """Name all layers, in alphabetical order."""
@@ -410,6 +417,16 @@ class SpectraStore:
             f"SpectraStore({self.rows} rows on {self.grid}; {done} of {self.shards} shards; "
             f"layers: {', '.join(self.layers()) or 'none'})"
         )
+
+
+def _open_layer(parent: zarr.Group, name: str) -> Layer:
+    try:
+        group = parent[name]
+    except Exception as error:  # whatever zarr makes of damaged JSON
+        raise LayoutError(
+            f"the metadata of {_place(parent)}/{name} are missing or damaged ({error!r}); make the store again"
+        ) from error
+    return Layer(group, name)
 
 
 def limit_threads(threads: int) -> None:

@@ -11,13 +11,14 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from distspec.config import Experiment
-from distspec.errors import ConfigError
+from distspec.errors import ConfigError, DistspecWarning
 
 __all__ = ["Run", "serve", "tracking_uri"]
 
@@ -49,6 +50,7 @@ class Run:
     def __init__(self, experiment: Experiment, stage: str, key: str, lineage: Mapping[str, str]) -> None:
         # Before mlflow is imported, since it reads this then: usage data stay here.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         # Imported here: it takes seconds, and most commands never track.
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -56,6 +58,9 @@ class Run:
         for chatty in ("mlflow", "alembic", "urllib3"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
         self._experiment = experiment
+        self._unsent: list[Callable[[], object]] = []
+        self._closing = False
+        self._trouble = ""
         uri = tracking_uri(experiment)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         try:
@@ -99,7 +104,8 @@ class Run:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._client.log_batch(self.id, metrics=[Metric(name, float(v), now, step) for name, v in values.items()])
+        points = [Metric(name, float(value), now, step) for name, value in values.items()]
+        self._send(lambda: self._client.log_batch(self.id, metrics=points))
 
     def last_step(self, name: str) -> int:
         """Give the largest step at which a metric was recorded, -1 if never."""
@@ -109,47 +115,55 @@ class Run:
         """Record the data that the stage reads as the run's dataset."""
         from mlflow.entities import Dataset, DatasetInput
 
-        source = json.dumps({"uri": place})
-        self._client.log_inputs(self.id, [DatasetInput(Dataset(name, digest, "local", source))])
+        dataset = Dataset(name, digest, "local", json.dumps({"uri": place}))
+        self._send(lambda: self._client.log_inputs(self.id, [DatasetInput(dataset)]))
 
     def text(self, content: str, name: str) -> None:
         """Keep a text file."""
-        self._client.log_text(self.id, content, name)
+        self._send(lambda: self._client.log_text(self.id, content, name))
 
     def summary(self, content: Mapping[str, Any], name: str) -> None:
         """Keep a JSON file."""
-        self._client.log_dict(self.id, dict(content), name)
+        self._send(lambda: self._client.log_dict(self.id, dict(content), name))
 
     def figure(self, figure: Any, name: str) -> None:
         """Keep a matplotlib figure as a picture."""
-        self._client.log_figure(self.id, figure, name)
+        self._send(lambda: self._client.log_figure(self.id, figure, name))
 
-    def file(self, path: str | Path, folder: str | None = None) -> None:
-        """Keep a file or a folder."""
-        if Path(path).is_dir():
-            self._client.log_artifacts(self.id, str(path), folder)
-        else:
-            self._client.log_artifact(self.id, str(path), folder)
+    def register(self, folder: str | Path, facts: Mapping[str, str]) -> None:
+        """Keep a checkpoint and register it as the newest version of the experiment's model."""
+        self._send(lambda: self._register(str(folder), dict(facts)))
 
-    def register(self, folder: str | Path, facts: Mapping[str, str]) -> str:
-        """Keep a checkpoint and register it as the newest version of the experiment's model.
-
-        Returns:
-            Name and version, as `name/version`.
-        """
+    def _register(self, folder: str, facts: dict[str, str]) -> None:
         from mlflow.exceptions import MlflowException
 
         name = self._experiment.tracking.model or self._experiment.name
-        self.file(folder, "model")
+        self._client.log_artifacts(self.id, folder, "model")
         try:
             self._client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source = f"{self._client.get_run(self.id).info.artifact_uri}/model"
-        version = self._client.create_model_version(name, source=source, run_id=self.id, tags=dict(facts)).version
+        version = self._client.create_model_version(name, source=source, run_id=self.id, tags=facts).version
         self._client.set_registered_model_alias(name, "newest", version)
-        return f"{name}/{version}"
+
+    def _send(self, call: Callable[[], object]) -> None:
+        """Pass something on to the server; what it does not take waits for the end of the stage.
+
+        The work does not depend on its record: a server that goes away must not cost a night's training.
+        """
+        from mlflow.exceptions import MlflowException
+
+        self._unsent.append(call)
+        if len(self._unsent) > 1 and not self._closing:
+            return
+        try:
+            while self._unsent:
+                self._unsent[0]()
+                self._unsent.pop(0)
+        except (MlflowException, OSError) as error:
+            self._trouble = _without_password(str(error).splitlines()[0])
 
     def __enter__(self) -> "Run":
         return self
@@ -158,7 +172,15 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
-        self._client.set_terminated(self.id, status)
+        self._closing = True
+        self._send(lambda: self._client.set_terminated(self.id, status))
+        if self._unsent:
+            warnings.warn(
+                f"{len(self._unsent)} records of run {self.id} did not reach the tracking server ({self._trouble}); "
+                "the results themselves are whole",
+                DistspecWarning,
+                stacklevel=2,
+            )
 
 
 def serve(experiment: Experiment, port: int) -> int:

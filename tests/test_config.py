@@ -58,6 +58,7 @@ def test_another_kind_replaces_the_whole_table() -> None:
         ("ingest.source.kind=lamost", "'simulate', 'sdss', 'desi'"),
         ("ingest.source={kind='sdss', path='x', pth='y'}", "unknown setting 'ingest.source.pth'; did you mean 'path'?"),
         ("ingest.source.path=x", "setting 'ingest.source.kind' is missing"),
+        ("ingest.source={kind='sdss', path='x'}", "say how to correct Galactic extinction"),
         ("ingest.chunk_rows=100", "chunk_rows must divide shard_rows"),
         ("explain.scores=['mse', 'mad']", "setting 'explain.scores.1'"),
         ("name='../evil'", "setting 'name'"),

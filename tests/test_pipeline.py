@@ -115,3 +115,21 @@ def _killed_when(folder: Path, reached: Callable[[], bool]) -> None:
         time.sleep(0.005)
     os.kill(driver.pid, signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL, "the run ended before it could be killed: " + (folder / "log").read_text()
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_ends_in_order_and_says_how_to_go_on(
+    done: tuple[Experiment, Products], tmp_path: Path, sent: signal.Signals, status: int
+) -> None:
+    changes = {"model": {"hidden": [32], "latents": 4}, "epochs": 5000, "patience": 5000}
+    (tmp_path / "small.toml").write_text(dump(small(tmp_path / "out", train=changes)), "utf-8")
+    driver = subprocess.Popen(_command(tmp_path), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any((tmp_path / "out").glob("training/*/epoch-0002/state.json")):
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    driver.send_signal(sent)
+    assert driver.wait(timeout=60) == status
+    said = driver.stderr.read()
+    assert said == "distspec: interrupted; the same command goes on where it stopped\n"

@@ -212,8 +212,8 @@ def test_rebin_masks_a_spectrum_without_a_place(z: float) -> None:
 # --- laws of the whole recipe -----------------------------------------------------------------------------------------
 
 FULL = [
-    Prepare(grid=GRID, dust=DustColumn(), cuts=OPEN),
-    Prepare(grid=GRID, dust=DustColumn(law="G23"), sky=Sky(mode="patch"), normalize=Mean(), cuts=OPEN),
+    Prepare(grid=GRID, dust=DustColumn(scale=1.0), cuts=OPEN),
+    Prepare(grid=GRID, dust=DustColumn(scale=1.0, law="G23"), sky=Sky(mode="patch"), normalize=Mean(), cuts=OPEN),
     Prepare(grid=GRID, normalize=AtWavelength(wave=5500.0, width=40.0), max_pixel_snr=None, cuts=OPEN),
     Prepare(grid=GRID, normalize=Distance(), flux_factor=True, cuts=OPEN),
     Prepare(grid=Grid(scale="linear", first=3800.0, last=6800.0, pixels=3000), frame="observed", cuts=OPEN),
@@ -381,7 +381,7 @@ def test_dereddening_undoes_the_law(law: Any) -> None:
 def test_f99_matches_the_published_anchors() -> None:
     # Fitzpatrick 1999, table 3, R_V = 3.1: A(λ)/E(B-V).
     grid = WaveGrid("linear", 4110.0, 10.0, 190)
-    curve = prepare.extinction_curve(DustColumn(), grid)
+    curve = prepare.extinction_curve(DustColumn(scale=1.0), grid)
     for wave, anchor in ((4110, 4.315), (4670, 3.806), (5470, 3.055), (6000, 2.688)):
         assert curve[(wave - 4110) // 10] == pytest.approx(anchor, rel=0.01)
 
@@ -390,7 +390,7 @@ def test_dust_is_corrected_at_observed_wavelengths_before_the_shift() -> None:
     z = 0.2
     dimmed = F99(Rv=3.1).extinguish(SOURCE.wave * u.AA, Ebv=0.3)
     spectra, columns = batch(dimmed, z=z, ebv=0.3)
-    out, table = Recipe(plain(dust=DustColumn()), SOURCE)(spectra, columns)
+    out, table = Recipe(plain(dust=DustColumn(scale=1.0)), SOURCE)(spectra, columns)
     np.testing.assert_allclose(out.flux[out.ivar > 0], 1.0, rtol=2e-6)
     rest, _ = Recipe(plain(), SOURCE)(spectra, columns)
     wrong = rest.flux * 10 ** (0.4 * 0.3 * 3.1 * F99(Rv=3.1)(rest.grid.wave * u.AA))
@@ -401,13 +401,13 @@ def test_dust_is_corrected_at_observed_wavelengths_before_the_shift() -> None:
 def test_scale_multiplies_the_column() -> None:
     spectra, columns = batch(np.ones(SOURCE.pixels), ebv=0.2)
     scaled, _ = Recipe(plain(dust=DustColumn(scale=0.5)), SOURCE)(spectra, columns)
-    direct, _ = Recipe(plain(dust=DustColumn()), SOURCE)(*batch(np.ones(SOURCE.pixels), ebv=0.1))
+    direct, _ = Recipe(plain(dust=DustColumn(scale=1.0)), SOURCE)(*batch(np.ones(SOURCE.pixels), ebv=0.1))
     np.testing.assert_allclose(scaled.flux, direct.flux, rtol=1e-6)
 
 
 def test_unknown_reddening_sets_aside() -> None:
     ebv = np.array([np.nan, -0.1, np.inf, 1e4, 0.0, 0.1])
-    out, table = Recipe(plain(dust=DustColumn()), SOURCE)(*batch(np.ones((6, SOURCE.pixels)), ebv=ebv))
+    out, table = Recipe(plain(dust=DustColumn(scale=1.0)), SOURCE)(*batch(np.ones((6, SOURCE.pixels)), ebv=ebv))
     assert table["status"].tolist() == [Status.NO_EXTINCTION] * 4 + [0, 0]
     assert not out.ivar[:4].any()
     assert not out.flux[:4].any()
@@ -418,7 +418,7 @@ def test_unknown_reddening_sets_aside() -> None:
 
 
 def test_dereddening_twice_is_refused() -> None:
-    recipe = Recipe(plain(dust=DustColumn(), frame="observed"), SOURCE)
+    recipe = Recipe(plain(dust=DustColumn(scale=1.0), frame="observed"), SOURCE)
     _, table = recipe(*batch(np.ones(SOURCE.pixels)))
     with pytest.raises(ValueError, match="prepared before"):
         recipe(batch(np.ones(SOURCE.pixels))[0], table)
@@ -462,7 +462,7 @@ def test_missing_or_damaged_map_says_how_to_get_one(tmp_path: Path) -> None:
 def test_settings_outside_their_range_are_named() -> None:
     infrared = WaveGrid.between("log", 20_000.0, 50_000.0, 500)
     with pytest.raises(ConfigError, match="F99 is defined for 1000-33333 Å"):
-        Recipe(plain(dust=DustColumn()), infrared)
+        Recipe(plain(dust=DustColumn(scale=1.0)), infrared)
     with pytest.raises(ConfigError, match="r_v = 9"):
         Recipe(plain(dust=DustColumn(r_v=9.0)), SOURCE)
     with pytest.raises(ConfigError, match="no pixel within"):

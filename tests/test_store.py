@@ -225,3 +225,22 @@ def test_nothing_is_left_open(store: SpectraStore) -> None:
     for _ in range(20):
         store.read(0)
     assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+@pytest.mark.parametrize("what", ["columns/z", "zarr.json", "flux/zarr.json"])
+def test_damaged_metadata_inside_are_refused_naming_the_place(store: SpectraStore, what: str) -> None:
+    place = Path(store.path) / "base" / what
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.write_text("{garbage")
+    with pytest.raises(LayoutError, match=r"store\.zarr/base"):
+        fresh = SpectraStore.open(store.path)
+        fresh.read(0)
+        fresh.column("z")
+
+
+def test_what_a_kill_leaves_of_a_store_being_made_is_replaced(tmp_path: Path, spectra: Spectra) -> None:
+    (tmp_path / "s.zarr").mkdir()
+    (tmp_path / "s.zarr/zarr.json.0abc.partial").write_text("")
+    assert make_store(tmp_path / "s.zarr", spectra, shard_rows=16, chunk_rows=8).pending() == []

@@ -71,7 +71,7 @@ def _explain_score(
     if not pending:
         return layer
     lineage = {"store": store.digest, "model": checkpoint.sha256, "scores": scores.name}
-    connect(experiment.runtime)
+    connect(experiment.runtime, experiment.train.workers)
     with Run(experiment, "explain", layer.name.removeprefix("explain-"), lineage) as run:
         run.reads(experiment.name, store.digest, store.path)
         arguments = (store.path, checkpoint.folder, layer.name, name, experiment)

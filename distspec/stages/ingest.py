@@ -42,7 +42,7 @@ def ingest(experiment: Experiment) -> SpectraStore:
     pending = store.pending()
     if not pending:
         return store
-    connect(experiment.runtime)
+    connect(experiment.runtime, experiment.train.workers)
     with Run(experiment, "ingest", name, {"store": name}) as run:
         arguments = (experiment, str(store_path(experiment)))
         items = [(shard, plan[shard]) for shard in pending]

@@ -59,7 +59,7 @@ def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -
     if not pending:
         return layer
     lineage = {"store": store.digest, "model": checkpoint.sha256}
-    connect(experiment.runtime)
+    connect(experiment.runtime, experiment.train.workers)
     with Run(experiment, "score", name.removeprefix("score-"), lineage) as run:
         run.reads(experiment.name, store.digest, store.path)
         device = "cuda" if experiment.runtime.gpus_per_worker else "cpu"

@@ -31,7 +31,7 @@ from distspec.layout import model_folder
 from distspec.models.autoencoder import DenseAutoencoder, masked_chi2
 from distspec.models.checkpoint import Checkpoint, read_tensors, write_folder
 from distspec.reduce import Moments
-from distspec.runtime import connect, progress
+from distspec.runtime import connect, progress, require_resources
 from distspec.spectra import Spectra, first_reasons
 from distspec.store import SpectraStore
 from distspec.tracking import Run
@@ -62,10 +62,10 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
     if not feed.training.any() or not feed.validation.any():
         raise ConfigError(
             f"only {int((store.column('status') == 0).sum())} of {store.rows} spectra can be used "
-            f"({_reasons(store)}); training needs two at least: loosen ingest.prepare.cuts or give more spectra"
+            f"{_reasons(store)}; training needs two at least: loosen ingest.prepare.cuts or give more spectra"
         )
     lineage = {"store": store.digest, "recipe": store.recipe}
-    connect(experiment.runtime)
+    connect(experiment.runtime, experiment.train.workers)
     with Run(experiment, "train", folder.name, lineage) as run:
         run.reads(experiment.name, store.digest, store.path)
         state = Path(experiment.output) / "training" / folder.name
@@ -74,9 +74,8 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
         _record(run, checkpoint, epochs, feed, store)
         checkpoint = checkpoint.save(state / "finished")
         facts = {"store": store.digest, "recipe": store.recipe, "sha256": checkpoint.sha256}
-        version = run.register(state / "finished", facts)
+        run.register(state / "finished", facts)
         run.metrics({"best_validation_chi2": min(epoch["validation_chi2"] for epoch in epochs)})
-        checkpoint.facts["registered"] = version
     # Written last: the model's folder exists only when everything else is done.
     checkpoint = checkpoint.save(folder)
     shutil.rmtree(state, ignore_errors=True)
@@ -85,7 +84,8 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
 
 def _reasons(store: SpectraStore) -> str:
     reasons = first_reasons(store.column("status"))
-    return ", ".join(f"{count} {reason.lower().replace('_', ' ')}" for reason, count in reasons.items())
+    told = ", ".join(f"{count} {reason.lower().replace('_', ' ')}" for reason, count in reasons.items())
+    return f"({told})" if told else "(none is set aside)"
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,10 @@ class Job:
 def _fit(experiment: Experiment, store: SpectraStore, state: Path, run: Run) -> list[dict[str, float]]:
     """Run the loop by Ray Train while a thread passes finished epochs on to MLflow; give all epochs."""
     settings = experiment.train
+    if settings.workers:
+        require_resources("train.workers", settings.workers, settings.workers * settings.gpu)
+    elif settings.gpu and not torch.cuda.is_available():
+        raise ConfigError("train.gpu asks for a GPU and torch sees none on this machine; set train.gpu=false")
     done = threading.Event()
     follower = threading.Thread(target=_follow, args=(state, settings.epochs, run, done), daemon=True)
     follower.start()
@@ -362,6 +366,8 @@ class Feed:
         """Give this worker's batches of flux and ivar; every worker gives the same number."""
         rng = np.random.default_rng([self._seed, epoch, self._rank])
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._chunks))
+        # A worker whose chunks were all set aside would never fill a batch, and the others would wait for it.
+        order = order[[bool(self.training[slice(*self._chunks[index])].any()) for index in order]]
         mine = order[self._rank :: self._world]
         if len(mine) == 0:
             mine = order

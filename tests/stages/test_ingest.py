@@ -70,7 +70,12 @@ def test_files_that_cannot_be_read_are_set_aside_with_the_reason(ray_session: No
     files[7].write_text("<!DOCTYPE html><title>404</title>")
     experiment = small(
         tmp_path / "out",
-        ingest={"source": {"kind": "sdss", "path": str(tmp_path / "files")}, "shard_rows": 8, "chunk_rows": 4},
+        ingest={
+            "source": {"kind": "sdss", "path": str(tmp_path / "files")},
+            "prepare": {"dust": {"kind": "none"}},
+            "shard_rows": 8,
+            "chunk_rows": 4,
+        },
     )
     store = ingest(experiment)
     status, notes, names = (store.column(name) for name in ("status", "note", "file"))
@@ -91,7 +96,8 @@ def test_a_source_without_a_single_readable_file_is_refused_and_leaves_no_store(
     (tmp_path / "files").mkdir()
     for name in ("a.fits", "b.fits"):
         (tmp_path / "files" / name).write_text("<html>")
-    experiment = small(tmp_path / "out", ingest={"source": {"kind": "sdss", "path": str(tmp_path / "files")}})
+    source = {"kind": "sdss", "path": str(tmp_path / "files")}
+    experiment = small(tmp_path / "out", ingest={"source": source, "prepare": {"dust": {"kind": "none"}}})
     with pytest.raises(SourceError, match="none of 2 files can be read"):
         ingest(experiment)
     assert not (tmp_path / "out/store.zarr").exists()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distspec.config import Experiment, Train
-from distspec.errors import ConfigError
+from distspec.errors import ConfigError, DistspecWarning
 from distspec.layout import model_folder
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products
@@ -188,3 +188,45 @@ def test_an_unreachable_tracking_server_is_named_without_its_password(tmp_path: 
     with pytest.raises(ConfigError, match="cannot track runs at http://127.0.0.1:9") as caught:
         Run(experiment, "train", "k", {})
     assert "secret" not in str(caught.value)
+
+
+def test_a_worker_whose_chunks_are_all_set_aside_still_gets_batches(store: SpectraStore) -> None:
+    for rank in range(2):
+        feed = Feed(store.path, Train(batch=4, validation=0.3), 1, rank, 2)
+        feed.training[8:] = False
+        assert len(list(feed.batches(0))) == feed.steps
+
+
+def test_more_workers_or_gpus_than_there_are_is_refused(done: tuple[Experiment, Products], tmp_path: Path) -> None:
+    _, made = done
+    for change in ({"workers": 9}, {"workers": 1, "gpu": True}, {"workers": 0, "gpu": True}):
+        if torch.cuda.is_available() and "gpu" in change:
+            continue
+        experiment = small(tmp_path / "out", train={"epochs": 3, **change})
+        with pytest.raises(ConfigError, match=r"asks for (9 CPUs|1 CPUs and 1 GPUs|a GPU)"):
+            train(experiment, made.store)
+
+
+def test_a_tracking_server_that_goes_away_costs_no_result(tmp_path: Path) -> None:
+    from mlflow.exceptions import MlflowException
+
+    experiment = small(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    calls = []
+
+    def refuse(*_: object, **__: object) -> None:
+        calls.append(1)
+        raise MlflowException("connection refused")
+
+    with pytest.warns(DistspecWarning, match="3 records of run .* did not reach"), Run(experiment, "s", "k", {}) as run:
+        run._client.log_batch = refuse
+        run.metrics({"loss": 1.0})
+        run.metrics({"loss": 2.0}, 1)
+    assert len(calls) == 2  # the second waits, so that a server that is down is not asked for every epoch
+    with Run(experiment, "s", "k2", {}) as run:
+        works = run._client.log_batch
+        run._client.log_batch = refuse
+        run.metrics({"loss": 3.0})
+        run._client.log_batch = works
+        run.metrics({"loss": 4.0}, 1)
+    assert [point.value for point in run._client.get_metric_history(run.id, "loss")] == [3.0, 4.0]
