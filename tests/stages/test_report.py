@@ -287,7 +287,7 @@ def test_an_observed_frame_moves_windows_and_lines(tmp_path: Path) -> None:
 
 
 def test_a_real_survey_has_no_truth_section(tmp_path: Path) -> None:
-    source = ("ingest.source.kind=sdss", f'ingest.source.path="{tmp_path}"')
+    source = ("ingest.source.kind=sdss", f'ingest.source.path="{tmp_path}"', "ingest.prepare.dust.kind=none")
     made = _make(tmp_path, "rest", truth=False, overrides=source)
     page = report(*made).read_text("utf-8")
     assert 'id="truth"' not in page
