@@ -108,8 +108,16 @@ class Run:
         self._send(lambda: self._client.log_batch(self.id, metrics=points))
 
     def last_step(self, name: str) -> int:
-        """Give the largest step at which a metric was recorded, -1 if never."""
-        return max((point.step for point in self._client.get_metric_history(self.id, name)), default=-1)
+        """Give the largest step at which a metric was recorded, -1 if never or if the server does not answer."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            history = self._client.get_metric_history(self.id, name)
+        except (MlflowException, OSError) as error:
+            # At worst a few points are recorded twice, which costs less than the training.
+            self._trouble = _without_password(str(error).splitlines()[0])
+            return -1
+        return max((point.step for point in history), default=-1)
 
     def reads(self, name: str, digest: str, place: str) -> None:
         """Record the data that the stage reads as the run's dataset."""

@@ -219,10 +219,12 @@ def test_a_tracking_server_that_goes_away_costs_no_result(tmp_path: Path) -> Non
         raise MlflowException("connection refused")
 
     with pytest.warns(DistspecWarning, match="3 records of run .* did not reach"), Run(experiment, "s", "k", {}) as run:
-        run._client.log_batch = refuse
+        run._client.log_batch = run._client.get_metric_history = refuse
+        assert run.last_step("loss") == -1
         run.metrics({"loss": 1.0})
         run.metrics({"loss": 2.0}, 1)
-    assert len(calls) == 2  # the second waits, so that a server that is down is not asked for every epoch
+    # last_step, the first record, and once more at the end: a server that is down is not asked for every epoch.
+    assert len(calls) == 3
     with Run(experiment, "s", "k2", {}) as run:
         works = run._client.log_batch
         run._client.log_batch = refuse
