@@ -76,7 +76,7 @@ def take_census(store: SpectraStore, scores: Layer, keep: int = 100) -> Census:
     last, last_scored = "", False
     for shard in range(store.shards):
         start, stop = store.base.bounds(shard)
-        status = store.base.read("columns/status", start, stop)
+        status = store.status(start, stop)
         usable = status == 0
         _require_agreement(scores, start, stop, usable)
         census.scored += int(usable.sum())

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -24,6 +24,10 @@ app = App(
 
 File = Annotated[str, Parameter(help="settings file (TOML), or the name of a preset")]
 Overrides = Annotated[str, Parameter(help="settings that differ, as TOML: train.epochs=40", allow_leading_hyphen=False)]
+Check = Annotated[bool, Parameter(help="verify the store that is there: read all of it", negative="")]
+Mend = Annotated[bool, Parameter(help="as --check, and take out what is damaged, to be made again", negative="")]
+Archive = Annotated[Literal["sdss", "desi", "sparcl"], Parameter(help="where from")]
+Wishes = Annotated[str, Parameter(help="settings, as TOML: to=FOLDER ids=list.csv", allow_leading_hyphen=False)]
 Port = Annotated[int, Parameter(help="port on the loopback interface")]
 
 
@@ -40,9 +44,21 @@ def run(file: File, /, *overrides: Overrides) -> None:
 
 
 @app.command
-def ingest(file: File, /, *overrides: Overrides) -> None:
-    """Survey files -> store."""
-    _run(file, overrides, "ingest")
+def ingest(file: File, /, *overrides: Overrides, check: Check = False, mend: Mend = False) -> None:
+    """Survey files -> store. Files that are new since the last time extend it."""
+    if not (check or mend):
+        _run(file, overrides, "ingest")
+        return
+    from distspec.config import load
+    from distspec.pipeline import check as verify
+
+    experiment = load(file, overrides)
+    problems = verify(experiment, mend=mend)
+    for problem in problems:
+        print(f"distspec: {' '.join(problem.split())}", file=sys.stderr)
+    if problems:
+        sys.exit(2)
+    print("store    whole: every chunk was read and is as it was written; all ids are unique")
 
 
 @app.command
@@ -67,6 +83,30 @@ def explain(file: File, /, *overrides: Overrides) -> None:
 def report(file: File, /, *overrides: Overrides) -> None:
     """Everything -> one HTML page and a ranked table."""
     _run(file, overrides, "report")
+
+
+@app.command
+def export(file: File, /, *overrides: Overrides) -> None:
+    """Catalogue, scores and value-added columns -> Parquet, VOTable or HATS for other programs."""
+    _run(file, overrides, "export")
+
+
+@app.command
+def fetch(archive: Archive, /, *wishes: Wishes) -> None:
+    """Public archive -> survey files in a folder, verified; exit status 3 where some did not come."""
+    from distspec.config import load_fetch
+
+    settings = load_fetch(archive, wishes)
+    from distspec.stages.fetch import fetch
+
+    made = fetch(settings)
+    missing = len(made.failed)
+    print(f"{made.unit:<8} {made.folder}: {made.fetched} fetched, {made.there} there already, {missing} failed")
+    print(f"next     ingest.source.kind={made.source} {shlex.join([f'ingest.source.path={made.folder}'])}")
+    if missing:
+        told = f"{made.folder}/failed.csv says why; repeat the command to try again"
+        print(f"distspec: {missing} {made.unit} did not come; {told}", file=sys.stderr)
+        sys.exit(3)
 
 
 @app.command
@@ -111,6 +151,8 @@ def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> None
     if made.report is not None:
         print(f"table    {table_path(experiment)}")
         print(f"report   {made.report}")
+    if made.exported is not None:
+        print(f"export   {made.exported.path}: {made.exported.rows} rows of {len(made.exported.columns)} columns")
     print(f"runs     {shlex.join(['distspec', 'ui', file, *overrides])}")
 
 

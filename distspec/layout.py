@@ -2,7 +2,9 @@
 
 <output>/
   experiment.toml            the resolved settings
-  store.zarr/                spectra, columns, layers
+  store.zarr/                spectra, columns, layers, unless ingest.store names another place
+  ledger.csv                 every spectrum and file that is set aside, and why
+  catalogs/<digest>/         what is wanted of large catalogues, for the workers
   training/<model digest>/   state of an unfinished training, one folder per epoch
   models/<model digest>/     the finished checkpoint
   report.html, anomalies.csv
@@ -10,34 +12,52 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 from distspec.config import Experiment, digest
+from distspec.store import Inventory, Layer
 
 __all__ = [
     "explain_layer",
+    "ledger_path",
     "model_folder",
     "recipe_digest",
     "report_path",
     "score_layer",
     "store_digest",
+    "store_identity",
     "store_path",
     "table_path",
 ]
 
 
-def store_path(experiment: Experiment) -> Path:
-    """Folder of the store."""
-    return Path(experiment.output) / "store.zarr"
+def store_path(experiment: Experiment) -> str:
+    """Folder or URL of the store."""
+    return experiment.ingest.store or str(Path(experiment.output) / "store.zarr")
 
 
 def recipe_digest(experiment: Experiment) -> str:
     """Name the preparation of the spectra; a model serves every store of the same recipe and grid."""
-    return digest(experiment.ingest.prepare)
+    return digest(_recipe(experiment))
 
 
-def store_digest(experiment: Experiment, inventory: list[tuple[str, int, int]]) -> str:
-    """Name a store by its source, its recipe, its layout and the pieces that it was made from."""
-    return digest(experiment.ingest, experiment.seed, inventory)
+def _recipe(experiment: Experiment) -> dict[str, Any]:
+    # Where frozen statistics come from does not matter; what they are is part of the store's recipe.
+    return experiment.ingest.prepare.model_dump(mode="json", exclude={"sample": {"store"}})
+
+
+def store_identity(experiment: Experiment) -> dict[str, Any]:
+    """Settings that must agree for a store to be gone on with; where the files lie is not among them."""
+    settings = experiment.ingest
+    source = settings.source.model_dump(mode="json", exclude={"path", "catalog"})
+    seed = {"seed": experiment.seed} if settings.source.kind == "simulate" else {}
+    shape = {"shard_rows": settings.shard_rows, "chunk_rows": settings.chunk_rows}
+    return {"source": source, "prepare": _recipe(experiment), **shape, **seed}
+
+
+def store_digest(experiment: Experiment, inventory: Inventory) -> str:
+    """Name a store by its settings and the files that it began with; later extensions do not change it."""
+    return digest(store_identity(experiment), inventory.names, inventory.sizes.tolist(), inventory.counts.tolist())
 
 
 def model_folder(experiment: Experiment, store: str) -> Path:
@@ -52,10 +72,11 @@ def score_layer(experiment: Experiment, sha256: str) -> str:
     return f"score-{digest(experiment.score.model_dump(mode='json', exclude={'top', 'checkpoint'}), sha256)}"
 
 
-def explain_layer(experiment: Experiment, score: str, scores: str) -> str:
-    """Name of the layer that explains the top list of one score of a score layer."""
+def explain_layer(experiment: Experiment, score: str, scores: Layer) -> str:
+    """Name of the layer that explains the top list of one score of a score layer; the list changes as that grows."""
     settings = experiment.explain.model_dump(mode="json", exclude={"scores"})
-    return f"explain-{score}-{digest(settings, experiment.seed, scores)}"
+    grown = [list(scores.parts[1:])] if len(scores.parts) > 1 else []
+    return f"explain-{score}-{digest(settings, experiment.seed, scores.name, *grown)}"
 
 
 def report_path(experiment: Experiment) -> Path:
@@ -66,3 +87,8 @@ def report_path(experiment: Experiment) -> Path:
 def table_path(experiment: Experiment) -> Path:
     """File of the ranked table."""
     return Path(experiment.output) / "anomalies.csv"
+
+
+def ledger_path(experiment: Experiment) -> Path:
+    """File that lists everything that is set aside."""
+    return Path(experiment.output) / "ledger.csv"

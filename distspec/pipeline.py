@@ -6,25 +6,32 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from distspec.audit import audit
 from distspec.config import Experiment, dump
 from distspec.errors import ConfigError
 from distspec.layout import model_folder, score_layer, store_path
 from distspec.models.checkpoint import Checkpoint
+from distspec.runtime import connect, map_shards
 from distspec.stages.explain import explain, explanations_of
+from distspec.stages.export import Exported, export
 from distspec.stages.ingest import ingest
 from distspec.stages.report import report
 from distspec.stages.score import score
 from distspec.stages.train import train
 from distspec.store import Layer, SpectraStore
 
-__all__ = ["STAGES", "Products", "run"]
+__all__ = ["EXTRA", "STAGES", "Products", "check", "run"]
 
 STAGES = ("ingest", "train", "score", "explain", "report")
+
+EXTRA = ("export",)
+"""Stages that are run by name only; they work on whatever the others have left."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Products:
     scores: Layer | None = None
     explanations: dict[str, Layer] = field(default_factory=dict)
     report: Path | None = None
+    exported: Exported | None = None
 
 
 def run(experiment: Experiment, only: str | None = None) -> Products:
@@ -45,7 +53,7 @@ def run(experiment: Experiment, only: str | None = None) -> Products:
 
     Arguments:
         experiment: the settings.
-        only: one of `STAGES`, or None for all.
+        only: one of `STAGES` or `EXTRA`, or None for all of `STAGES`.
 
     Raises:
         DistspecError: the input, the settings or the output are refused.
@@ -64,6 +72,8 @@ def _run(experiment: Experiment, wanted: tuple[str, ...]) -> Products:
     store = ingest(experiment) if "ingest" in wanted else _finished_store(experiment)
     if last == "ingest":
         return Products(store)
+    if last == "export":
+        return Products(store, exported=export(experiment, store))
     checkpoint = _model(experiment, store, make="train" in wanted)
     if last == "train":
         return Products(store, checkpoint)
@@ -83,12 +93,31 @@ def _run(experiment: Experiment, wanted: tuple[str, ...]) -> Products:
     return Products(store, checkpoint, scores, explanations, page)
 
 
+def check(experiment: Experiment, *, mend: bool = False) -> list[str]:
+    """Verify the store of an experiment: `distspec ingest --check`.
+
+    Arguments:
+        experiment: the settings.
+        mend: take damaged shards out of the store, so that the next run of their stages writes them again.
+
+    Returns:
+        One line for each problem.
+
+    Raises:
+        StoreNotFoundError: there is no store.
+    """
+    with _locked(experiment):
+        store = SpectraStore.open(store_path(experiment), write=mend)
+        connect(experiment.runtime)
+        return audit(store, partial(map_shards, settings=experiment.runtime, label="check"), mend=mend)
+
+
 def _finished_store(experiment: Experiment) -> SpectraStore:
     store = SpectraStore.open(store_path(experiment), write=True)
-    pending = store.pending()
-    if pending:
+    if not store.finished:
         raise ConfigError(
-            f"{store.path} lacks {len(pending)} of {store.shards} shards; run `distspec ingest` to finish it"
+            f"{store.path} lacks {len(store.pending())} of {store.shards} shards, or the look over all of them; "
+            "run `distspec ingest` to finish it"
         )
     return store
 

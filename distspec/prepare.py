@@ -1,4 +1,4 @@
-"""Observed spectra -> comparable spectra: sky windows, dust, rest frame, rebinning, normalization, noise floor, cuts.
+"""Observed spectra -> comparable spectra: sky, pixel noise, dust, rest frame, rebinning, scale, noise floor, cuts.
 
 `Recipe` runs the steps in this order on whole batches; each step is also a pure function. A spectrum that a step cannot
 treat keeps its row: its pixels are masked and `status` says why. Wavelengths are vacuum Å throughout, as `WaveGrid`
@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int32, Shaped
+from jaxtyping import Float, Float32, Float64, Int32
 
 from distspec.config import AtWavelength, Cuts, Distance, DustColumn, DustMap, Mean, Median, NoDust, NoScale, Prepare
 from distspec.errors import ConfigError
+from distspec.rebin import BLOCK, rebin
+from distspec.reduce import row_mean, row_median
 from distspec.spectra import Columns, Spectra, Status, WaveGrid
 
-__all__ = ["Recipe", "deredden", "extinction_curve", "luminosity_distance", "rebin"]
-
-BLOCK = 32
-"""Spectra treated at once: their temporaries then stay in a core's cache."""
+__all__ = ["Recipe", "deredden", "extinction_curve", "luminosity_distance"]
 
 Z_MAX = 20.0
 """A larger redshift is no measurement; nothing farther than about 15 has a spectrum."""
@@ -38,12 +37,8 @@ Pixels32 = Float32[np.ndarray, "n pixels"]
 PixelPair = tuple[Pixels, Pixels]
 Bins = Float[np.ndarray, "n bins"]
 Bins32 = Float32[np.ndarray, "n bins"]
-Edges = Shaped[np.ndarray, "n edges"]
 Values = Float[np.ndarray, "n"]
 Bits = Int32[np.ndarray, "n"]
-
-# Without these a spectrum has no meaning on the store's grid, so its pixels are masked.
-_UNUSABLE = int(Status.UNREADABLE | Status.DEAD | Status.NO_REDSHIFT | Status.NO_EXTINCTION | Status.NO_SCALE)
 
 
 def clean(flux: Pixels, ivar: Pixels) -> PixelPair:
@@ -168,111 +163,13 @@ def _map_ebv(query: Callable[[Any], Any], ra: Values, dec: Values) -> Values:
     return ebv
 
 
-def rebin(flux: Pixels, ivar: Pixels, source: WaveGrid, target: WaveGrid, redshift: Values) -> tuple[Bins, Bins]:
-    """Average each spectrum over the target's bins, placed at (1 + z) times their wavelengths.
-
-    With w_ij the overlap in Å of source pixel i and target bin j, over good pixels only,
-
-        f_j = Σ_i w_ij f_i / Σ_i w_ij        ivar_j = (Σ_i w_ij)² / Σ_i w_ij² σ_i²
-
-    so Σ f Δλ is conserved. A bin is masked when good pixels cover less than half of it. Rebinned pixels that share a
-    source pixel are correlated; the inverse variance is the diagonal only. No running sum over the spectrum is taken:
-    its differences would spread the rounding of one bright pixel over all redder bins.
-
-    References:
-        Carnall 2017, SpectRes, eqs. 2-4, https://arxiv.org/abs/1705.05165.
-
-    Arguments:
-        flux: flux density on the source grid, finite where ivar > 0.
-        ivar: inverse variance, 0 where masked.
-        source: observed-frame grid of the input.
-        target: grid of the result, in the frame that the redshift leads to.
-        redshift: z for each spectrum, 0 to stay in the observed frame. Where it is not finite or not above -1, the
-            row comes back masked.
-
-    Returns:
-        Flux density per observed Å and its inverse variance on the target grid; both 0 in a masked bin.
-    """
-    out_flux, out_ivar = np.empty((2, len(flux), target.pixels))
-    for start in range(0, len(flux), BLOCK):
-        rows = slice(start, start + BLOCK)
-        out_flux[rows], out_ivar[rows] = _rebin_block(flux[rows], ivar[rows], source, target, redshift[rows])
-    return out_flux, out_ivar
-
-
-def _rebin_block(flux: Pixels, ivar: Pixels, source: WaveGrid, target: WaveGrid, redshift: Values) -> tuple[Bins, Bins]:
-    """Rebin a few rows.
-
-    The edges of the bins fall into certain source pixels, which are shared out by fraction. All other pixels lie whole
-    in one bin, so these are runs of neighbors in memory, which `np.add.reduceat` adds up in one call.
-    """
-    known = np.isfinite(redshift) & (redshift > -1)
-    stretch = np.where(known, 1.0 + redshift, 1.0)[:, None]
-    cell, fraction = _locate(source, target, stretch)
-    same = cell[:, 1:] == cell[:, :-1]
-    first = np.where(same, fraction[:, 1:], 1.0) - fraction[:, :-1]
-    last = np.where(same, 0.0, fraction[:, 1:])
-    index = (cell + np.arange(len(flux))[:, None] * source.pixels).ravel()
-
-    def gather(values: Pixels, first: Bins, last: Bins) -> Bins:
-        flat = values.ravel()
-        shared = flat[index].reshape(cell.shape)
-        flat[index] = 0.0
-        whole: Edges = np.add.reduceat(flat, index).reshape(cell.shape)
-        return np.asarray(whole[:, :-1] + first * shared[:, :-1] + last * shared[:, 1:])
-
-    width, good = np.diff(source.edges), ivar > 0
-    covered = gather(width * good, first, last)
-    # Dividing by 1 where masked, times `good`, is faster than numpy's `where=`.
-    variance = gather(width * width * good / np.where(good, ivar, 1.0), first * first, last * last)
-    usable = (covered >= 0.5 * np.diff(target.edges) * stretch) & known[:, None]
-    total = gather(width * np.where(good, flux, 0.0), first, last)
-    rebinned = np.divide(total, covered, out=np.zeros_like(total), where=usable)
-    return rebinned, np.divide(covered * covered, variance, out=np.zeros_like(total), where=usable)
-
-
-def _locate(source: WaveGrid, target: WaveGrid, stretch: Float64[np.ndarray, "n 1"]) -> tuple[Edges, Edges]:
-    """Find the source pixel that holds each edge of the stretched target bins, and the share of it bluer than the edge.
-
-    Edges beyond the source end at its border, where the share is 0 or 1.
-    """
-    edges = target.edges * stretch
-    if source.scale == "log":
-        # The same as source.position(edges), with one logarithm for each spectrum instead of each edge.
-        position = source.position(target.edges) + np.log10(stretch) / source.step
-    else:
-        position = source.position(edges)
-    cell = np.clip(position + 0.5, 0, source.pixels - 1).astype(np.intp)
-    fraction = (edges - source.edges[cell]) / np.diff(source.edges)[cell]
-    # Where edges coincide, rounding leaves a share of about 1e-12, by which a saturated pixel would reach its neighbor.
-    fraction[fraction < 1e-9] = 0.0
-    fraction[fraction > 1.0 - 1e-9] = 1.0
-    return cell, fraction
-
-
-def median_flux(flux: Pixels, ivar: Pixels) -> Values:
-    """Median over the good pixels of each spectrum; NaN where there is none."""
-    # numpy's nanmedian loops over rows; a sort that puts the bad pixels last does not.
-    good = ivar > 0
-    ordered = np.sort(np.where(good, flux, flux.dtype.type(np.inf)), axis=1)
-    count = good.sum(axis=1)
-    middle = np.stack([np.maximum(count - 1, 0) // 2, np.minimum(count // 2, flux.shape[1] - 1)], axis=1)
-    pair = np.take_along_axis(ordered, middle, axis=1).astype(np.float64)
-    return np.where(count > 0, 0.5 * (pair[:, 0] + pair[:, 1]), np.nan)
-
-
-def mean_flux(flux: Pixels, ivar: Pixels) -> Values:
-    """Unweighted mean over the good pixels of each spectrum; NaN where there is none."""
-    good = ivar > 0
-    count = good.sum(axis=1)
-    total = np.where(good, flux, 0.0).sum(axis=1, dtype=np.float64)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
 def flux_at(flux: Pixels, ivar: Pixels, grid: WaveGrid, wave: float, width: float) -> Values:
-    """Mean over the good pixels with |λ - wave| <= width / 2 (Å, in the grid's frame); NaN where there is none."""
+    """Median over the good pixels with |λ - wave| <= width / 2 (Å, in the grid's frame); NaN where there is none.
+
+    A median, since one bad pixel in a mean would rescale the whole spectrum.
+    """
     window = np.abs(grid.wave - wave) <= width / 2
-    return mean_flux(flux[:, window], ivar[:, window])
+    return row_median(flux[:, window], ivar[:, window] > 0)
 
 
 def luminosity_distance(redshift: Values) -> Values:
@@ -313,11 +210,31 @@ def noise_floor(flux: Pixels, ivar: Pixels, max_pixel_snr: float) -> Pixels:
     return floored
 
 
+def snr_mask(flux: Pixels, ivar: Pixels, min_pixel_snr: float) -> PixelPair:
+    """Mask each pixel whose flux is below `min_pixel_snr` σ; with a limit above 0 no negative flux survives.
+
+    It takes noise that is too low and keeps noise that is too high, so it lifts faint continua: a step of one paper,
+    off elsewhere.
+
+    References:
+        Ortiz & Boquien 2025, public code, `interpolate.py`: σ > flux, that is 1.
+    """
+    good = (ivar > 0) & (flux * np.sqrt(ivar) >= min_pixel_snr)
+    return np.where(good, flux, 0.0), np.where(good, ivar, 0.0)
+
+
+def span(ivar: Pixels32) -> Float32[np.ndarray, "n"]:
+    """Give the share of the grid between the first and the last good pixel, both included; 0 without a good pixel."""
+    good = ivar > 0
+    length = good.shape[1] - good[:, ::-1].argmax(axis=1) - good.argmax(axis=1)
+    return np.where(good.any(axis=1), length / good.shape[1], 0.0).astype(np.float32)
+
+
 def signal_to_noise(flux: Pixels32, ivar: Pixels32) -> tuple[Float32[np.ndarray, "n"], Float32[np.ndarray, "n"]]:
     """Give the median of f / σ over the good pixels, and the cumulative sqrt(Σ (f / σ)²); 0 without a good pixel."""
     # Limited because a product of large float32 values can overflow; float32 because a sort takes half the time there.
     ratio = np.clip(np.where(ivar > 0, flux, 0.0) * np.sqrt(ivar, dtype=np.float64), FLOAT32.min, FLOAT32.max)
-    median, total = median_flux(ratio.astype(np.float32), ivar), np.sqrt((ratio * ratio).sum(axis=1))
+    median, total = row_median(ratio.astype(np.float32), ivar > 0), np.sqrt((ratio * ratio).sum(axis=1))
     return np.nan_to_num(median).astype(np.float32), np.minimum(total, FLOAT32.max).astype(np.float32)
 
 
@@ -334,18 +251,23 @@ def cut(columns: Columns, cuts: Cuts) -> Bits:
     coverage and signal-to-noise ratio, nor one without a redshift for its range. A spectrum without any good pixel on
     the grid is LOW_COVERAGE whatever the limit.
 
-    Reads the columns `z`, `zwarn`, `status`, `snr`, `total_snr` and `coverage`.
+    Reads the columns `z`, `zwarn`, `class`, `status`, `snr`, `total_snr`, `coverage` and `span`.
     """
     z, coverage, status = columns["z"], columns["coverage"], columns["status"]
     low = -np.inf if cuts.z_min is None else cuts.z_min
     high = np.inf if cuts.z_max is None else cuts.z_max
-    measured = (status & _UNUSABLE) == 0
+    measured = (status & int(Status.UNUSABLE)) == 0
     faint = (columns["snr"] < cuts.snr_min) | (columns["total_snr"] < cuts.total_snr_min)
     bits = np.zeros(len(z), dtype=np.int32)
     bits[((z < low) | (z > high)) & (status & int(Status.NO_REDSHIFT) == 0)] |= int(Status.REDSHIFT_RANGE)
     bits[(columns["zwarn"] != 0) & cuts.zwarn] |= int(Status.REDSHIFT_WARNING)
     bits[measured & ((coverage <= 0) | (coverage < cuts.coverage_min))] |= int(Status.LOW_COVERAGE)
     bits[measured & (coverage > 0) & faint] |= int(Status.LOW_SNR)
+    bits[measured & (coverage > 0) & (columns["span"] < cuts.span_min)] |= int(Status.SPAN)
+    if cuts.classes:
+        wanted = [name.strip().upper() for name in cuts.classes]
+        found = np.strings.upper(np.strings.strip(columns["class"].astype(str)))
+        bits[~np.isin(found, wanted) & (status & int(Status.UNREADABLE) == 0)] |= int(Status.CLASS)
     return bits
 
 
@@ -359,10 +281,15 @@ class Recipe:
     Raises:
         ConfigError: the settings contradict each other or the grid, or the dust map is missing.
 
+    Attributes:
+        COLUMNS: names of the columns that are added to those of the source.
+
     Example:
         >>> Recipe(Prepare(), WaveGrid("log", 3600.0, 1e-4, 4500))
         Recipe(WaveGrid(log, 3600.0-10143.8 Å, 4500 pixels) -> rest WaveGrid(log, 3388.0-8318.0 Å, 1000 pixels))
     """
+
+    COLUMNS = ("snr", "total_snr", "coverage", "span", "norm")
 
     def __init__(self, settings: Prepare, source_grid: WaveGrid) -> None:
         self.settings = settings
@@ -398,11 +325,12 @@ class Recipe:
             columns: what a source delivers with them (see `distspec.sources.Source.read`).
 
         Returns:
-            The spectra on `grid`, and the columns with `status` brought up to date and four more: `snr` (median of
-            f/σ per good pixel), `total_snr` (sqrt(Σ (f/σ)²)), `coverage` (share of good pixels; all float32), and
-            `norm` (float64): prepared flux times `norm` is the flux in survey units, corrected for extinction where
-            the recipe says so. A spectrum that a step cannot treat is masked as a whole, has 0 in the first three
-            and NaN in `norm`; one that only fails a cut keeps its prepared flux, to be looked at.
+            The spectra on `grid`, and the columns with `status` brought up to date and those of `COLUMNS`: `snr`
+            (median of f/σ per good pixel), `total_snr` (sqrt(Σ (f/σ)²)), `coverage` (share of good pixels), `span`
+            (share of the grid between the first and the last one; all float32), and `norm` (float64): prepared flux
+            times `norm` is the flux in survey units, corrected for extinction where the recipe says so. A spectrum
+            that a step cannot treat is masked as a whole, has 0 in the first four and NaN in `norm`; one that only
+            fails a cut keeps its prepared flux, to be looked at.
 
         Raises:
             ValueError: the spectra are on another grid, or were prepared before.
@@ -425,8 +353,8 @@ class Recipe:
             snr[rows], total[rows] = signal_to_noise(flux[rows], ivar[rows])
         coverage = (ivar > 0).mean(axis=1).astype(np.float32)
         norm[coverage == 0] = np.nan
-        added = {"status": status, "snr": snr, "total_snr": total, "coverage": coverage, "norm": norm}
-        prepared: Columns = {**columns, **added}
+        added = dict(zip(self.COLUMNS, (snr, total, coverage, span(ivar), norm), strict=True))
+        prepared: Columns = {**columns, "status": status, **added}
         status |= cut(prepared, self.settings.cuts)
         redshift = z if self.settings.frame == "observed" else None
         return Spectra(spectra.rows, flux, ivar, self.grid, redshift), prepared
@@ -463,10 +391,12 @@ class Recipe:
         if settings.sky.mode != "none":
             treat = sky_mask if settings.sky.mode == "mask" else sky_patch
             flux, ivar = treat(flux, ivar, self.source_grid, settings.sky.windows)
+        if settings.min_pixel_snr is not None:
+            flux, ivar = snr_mask(flux, ivar, settings.min_pixel_snr)
         if self._curve is not None:
             flux, ivar = deredden(flux, ivar, ebv, self._curve)
         shift = z if settings.frame == "rest" else np.zeros(len(z))
-        flux, ivar = rebin(flux, ivar, self.source_grid, self.grid, shift)
+        flux, ivar = rebin(flux, ivar, self.source_grid, self.grid, shift, settings.rebin)
         norm, wanted = self._norm(flux, ivar, z), (ivar > 0).any(axis=1)
         if self._placed:
             wanted &= np.isfinite(z)
@@ -483,9 +413,9 @@ class Recipe:
         """Give what each spectrum is to be divided by; NaN or not positive where there is no such thing."""
         match self.settings.normalize:
             case Median():
-                return median_flux(flux, ivar)
+                return row_median(flux, ivar > 0)
             case Mean():
-                return mean_flux(flux, ivar)
+                return row_mean(flux, ivar > 0)
             case AtWavelength(wave=wave, width=width):
                 return flux_at(flux, ivar, self.grid, wave, width)
             case Distance(redshift=reference):

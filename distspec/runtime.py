@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,14 +20,22 @@ import ray
 import ray.data
 import torch
 from ray.util import ActorPool
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distspec.config import Runtime
 from distspec.errors import ConfigError, DistspecError, ShardError
+from distspec.progress import progress
 from distspec.store import limit_threads
 
-__all__ = ["Work", "connect", "map_actors", "map_shards", "progress", "require_resources", "workers_of"]
+__all__ = [
+    "Work",
+    "connect",
+    "dask_scheduler",
+    "map_actors",
+    "map_shards",
+    "progress",
+    "require_resources",
+    "workers_of",
+]
 
 Work = Callable[[Any], Any]
 """One worker's function; made in the worker by calling an importable factory with small arguments."""
@@ -82,6 +90,15 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
+def dask_scheduler() -> Any:
+    """Give the scheduler for dask graphs: Ray's on a cluster, and on one machine None for threads of this process."""
+    if len(ray.nodes()) < 2:
+        return None
+    from ray.util.dask import ray_dask_get
+
+    return ray_dask_get
+
+
 def workers_of(settings: Runtime, items: int) -> int:
     """Give the number of workers for so many items: as set, else one for each core of the cluster.
 
@@ -133,6 +150,10 @@ def map_shards(
     """
     if not items:
         return
+    if len(items) == 1 and not settings.gpus_per_worker:
+        # The start of a worker would take longer than most single shards.
+        yield from progress((_apply(lambda item: factory(*arguments)(item), item) for item in items), 1, label)
+        return
     _quiet_ray_data()
     packed = cloudpickle.dumps((os.getcwd(), factory, arguments))
     dataset = ray.data.from_items([{"item": cloudpickle.dumps(item)} for item in items], override_num_blocks=len(items))
@@ -168,6 +189,16 @@ def map_actors(
         yield _unpack(result)
 
 
+def _apply(work: Work, item: Any) -> Any:
+    """Call the work; what it does not raise as an error of ours becomes a ShardError."""
+    try:
+        return work(item)
+    except DistspecError:
+        raise
+    except Exception as error:
+        raise ShardError(f"a worker failed: {type(error).__name__}: {error}") from error
+
+
 class _ActorWorker:
     """Makes the work once and applies it to items; failures travel back as values, so that none is retried."""
 
@@ -184,16 +215,16 @@ class _ActorWorker:
 
     def apply(self, item: bytes) -> bytes:
         try:
-            if self._work is None:
-                self._work = self._factory(*self._arguments)
-            result = self._work(cloudpickle.loads(item))
+            result = _apply(self._call, cloudpickle.loads(item))
         except DistspecError as error:
             result = error
-        except Exception as error:
-            result = ShardError(f"a worker failed: {type(error).__name__}: {error}")
-            result.__cause__ = error
         packed: bytes = cloudpickle.dumps(result)
         return packed
+
+    def _call(self, item: Any) -> Any:
+        if self._work is None:
+            self._work = self._factory(*self._arguments)
+        return self._work(item)
 
 
 class _PoolWorker(_ActorWorker):
@@ -215,22 +246,3 @@ def _quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def progress(results: Iterable[Any], total: int, label: str, unit: str = "shard") -> Iterator[Any]:
-    """Pass results on under a progress bar with rate and remaining time; silent where stderr is not a terminal."""
-    columns = (
-        TextColumn("{task.description:>8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not (label and sys.stderr.isatty()), transient=False) as bar:
-        task = bar.add_task(label, total=total, rate="")
-        for result in results:
-            bar.advance(task)
-            speed = bar.tasks[0].speed
-            bar.update(task, rate=f"{speed:.2f} {unit}s/s" if speed else "")
-            yield result

@@ -35,6 +35,11 @@ class Status(IntFlag):
     NO_EXTINCTION = 256
     FIBER = 512
     NOT_A_TARGET = 1024
+    CLASS = 2048
+    SPAN = 4096
+    DUPLICATE = 8192
+    UNUSABLE = UNREADABLE | DEAD | NO_REDSHIFT | NO_SCALE | NO_EXTINCTION
+    """Not one reason but any of those that leave a spectrum without pixels on the store's grid."""
 
     @property
     def reasons(self) -> list[str]:
@@ -54,6 +59,9 @@ _REASONS = {
     Status.NO_EXTINCTION: "no Galactic E(B-V) is known for this position",
     Status.FIBER: "the survey flagged the fibre as bad",
     Status.NOT_A_TARGET: "a sky or calibration fibre, not a science target",
+    Status.CLASS: "the survey's pipeline gives a class that the recipe does not take",
+    Status.SPAN: "the good pixels do not reach from end to end of the recipe's wavelength grid",
+    Status.DUPLICATE: "an earlier row holds the same spectrum",
 }
 
 

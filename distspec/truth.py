@@ -74,9 +74,7 @@ def recovery(
     _require_truth(store)
     histograms = distributions(scores) if histograms is None else histograms
     kinds = store.column("anomaly")
-    usable = np.concatenate(
-        [store.base.read("columns/status", *store.base.bounds(shard)) == 0 for shard in range(store.shards)]
-    )
+    usable = np.concatenate([store.status(*store.base.bounds(shard)) == 0 for shard in range(store.shards)])
     names = [str(kind) for kind in np.unique(kinds[kinds != ""])]
     size = listed(int(usable.sum()), fraction)
     found = {}

@@ -76,8 +76,10 @@ def make_spectra(rng: np.random.Generator, grid: WaveGrid, count: int) -> Spectr
     return Spectra(np.arange(count), flux, ivar, grid)
 
 
-def make_store(path: Path, spectra: Spectra, *, shard_rows: int, chunk_rows: int, status: Any = None) -> SpectraStore:
-    """Write spectra into a store with the columns that the stages ask for."""
+def make_store(
+    path: Path | str, spectra: Spectra, *, shard_rows: int, chunk_rows: int, status: Any = None, look: bool = True
+) -> SpectraStore:
+    """Write spectra into a store with the columns that the stages ask for; unless told otherwise, finish it."""
     count = len(spectra)
     columns = {
         "id": np.arange(count, dtype=np.int64) + 2**60 + 1,
@@ -99,6 +101,9 @@ def make_store(path: Path, spectra: Spectra, *, shard_rows: int, chunk_rows: int
     for shard in store.pending():
         rows = slice(*store.base.bounds(shard))
         store.write(shard, spectra[rows], {name: values[rows] for name, values in columns.items()})
+    if look:
+        store.freeze(None)
+        store.looked()
     return store
 
 

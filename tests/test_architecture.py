@@ -8,7 +8,7 @@ import pytest
 
 import distspec
 from distspec import config
-from distspec.pipeline import STAGES
+from distspec.pipeline import EXTRA, STAGES
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +43,7 @@ def test_the_tree_in_the_readme_is_the_real_one() -> None:
 
 def test_a_verb_its_stage_its_settings_and_its_test_share_a_name() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    for stage in STAGES:
+    for stage in (*STAGES, *EXTRA, "fetch"):
         assert (ROOT / f"distspec/stages/{stage}.py").is_file()
         assert (ROOT / f"tests/stages/test_{stage}.py").is_file()
         assert hasattr(config, stage.title())

@@ -55,7 +55,7 @@ def test_another_kind_replaces_the_whole_table() -> None:
         ("train.epochs=2.5", "setting 'train.epochs'"),
         ("train.gpu=1", "setting 'train.gpu': Input should be a valid boolean, got 1"),
         ("score.epsilon=nan", "setting 'score.epsilon'"),
-        ("ingest.source.kind=lamost", "'simulate', 'sdss', 'desi'"),
+        ("ingest.source.kind=sloan", "'simulate', 'sdss', 'desi', 'lamost', 'table', 'specutils'"),
         ("ingest.source={kind='sdss', path='x', pth='y'}", "unknown setting 'ingest.source.pth'; did you mean 'path'?"),
         ("ingest.source.path=x", "setting 'ingest.source.kind' is missing"),
         ("ingest.source={kind='sdss', path='x'}", "say how to correct Galactic extinction"),
@@ -80,12 +80,24 @@ def test_a_bare_word_or_path_is_a_string() -> None:
 
 
 def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="give a TOML file or a preset: demo"):
+    with pytest.raises(ConfigError, match="give a TOML file or a preset: .*demo"):
         load(str(tmp_path / "none.toml"))
     broken = tmp_path / "broken.toml"
     broken.write_text("[train\n")
     with pytest.raises(ConfigError, match="is not valid TOML"):
         load(str(broken))
+
+
+@pytest.mark.parametrize("value", ["false", "30.0"])
+def test_a_limit_is_unset_by_false_and_stays_unset(value: str, tmp_path: Path) -> None:
+    settings = load("pae", [f"ingest.prepare.max_pixel_snr={value}", "ingest.prepare.cuts.z_min=false"])
+    assert settings.ingest.prepare.max_pixel_snr == (None if value == "false" else 30)
+    assert settings.ingest.prepare.cuts.z_min is None
+    file = tmp_path / "again.toml"
+    file.write_text(dump(settings), "utf-8")
+    assert load(str(file)) == settings
+    with pytest.raises(ConfigError, match="max_pixel_snr"):
+        load(None, ["ingest.prepare.max_pixel_snr=true"])
 
 
 def test_digest_is_stable_and_tells_settings_apart() -> None:

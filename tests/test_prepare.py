@@ -1,24 +1,22 @@
 """The recipe: known answers for each step, the laws of rebinning, and every bad spectrum kept as a row."""
 
 import pickle
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import astropy.units as u
 import numpy as np
 import pytest
-import spectres
 from astropy.cosmology import Planck18
 from astropy.io import fits
 from dust_extinction.parameter_averages import CCM89, F99, G23, O94
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from distspec import prepare
 from distspec.config import AtWavelength, Cuts, Distance, DustColumn, DustMap, Grid, Mean, Median, NoScale, Prepare, Sky
 from distspec.errors import ConfigError
-from distspec.prepare import Recipe, rebin
+from distspec.prepare import Recipe
+from distspec.rebin import Method, rebin
+from distspec.reduce import row_mean, row_median
 from distspec.spectra import Columns, Spectra, Status, WaveGrid
 
 SOURCE = WaveGrid("log", 3600.0, 1e-4, 4000)
@@ -69,146 +67,6 @@ def noisy(rng: np.random.Generator, n: int, grid: WaveGrid = SOURCE) -> tuple[Sp
     return batch(flux, ivar, grid, z=rng.uniform(0.0, 0.2, n), ebv=rng.uniform(0, 0.3, n))
 
 
-# --- rebinning --------------------------------------------------------------------------------------------------------
-
-grids = st.builds(
-    lambda scale, first, span, pixels: WaveGrid.between(scale, first, first * span, pixels),
-    st.sampled_from(["log", "linear"]),
-    st.floats(2000, 9000),
-    st.floats(1.05, 2.5),
-    st.integers(20, 300),
-)
-
-
-def covering(scale: str, low: float, high: float, pixels: int) -> WaveGrid:
-    """Grid whose outer edges are exactly low and high."""
-    if scale == "log":
-        step = np.log10(high / low) / pixels
-        return WaveGrid("log", float(low * 10 ** (step / 2)), float(step), pixels)
-    step = (high - low) / pixels
-    return WaveGrid("linear", float(low + step / 2), float(step), pixels)
-
-
-@pytest.mark.parametrize(
-    ("source", "target"),
-    [
-        (SOURCE, WaveGrid.between("log", 3800.0, 6500.0, 700)),
-        (LINEAR, WaveGrid.between("linear", 3800.0, 6500.0, 900)),
-        (LINEAR, WaveGrid.between("log", 3800.0, 6500.0, 500)),
-        (SOURCE, WaveGrid.between("linear", 3800.0, 6500.0, 6000)),
-    ],
-    ids=["log-log", "linear-linear", "linear-log", "finer"],
-)
-def test_rebin_agrees_with_spectres(
-    source: WaveGrid, target: WaveGrid, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    z = np.array([0.0, 0.013, 0.05, 0.11, 0.2, 0.31])
-    flux = rng.normal(5, 1, (len(z), source.pixels))
-    ivar = rng.uniform(0.5, 3, flux.shape)
-    ours, weights = rebin(flux, ivar, source, target, z)
-    for i in range(len(z)):
-        edges = {len(source.wave): source.edges, len(target.wave): target.edges * (1 + z[i])}
-
-        def make_bins(wave: Any, edges: Any = edges) -> Any:
-            # SpectRes puts edges midway between centers in Å, a WaveGrid midway in its own scale.
-            return edges[len(wave)], np.diff(edges[len(wave)])
-
-        if not source.scale == target.scale == "linear":
-            monkeypatch.setattr(sys.modules["spectres.spectral_resampling"], "make_bins", make_bins)
-        theirs, error = spectres.spectres(
-            target.wave * (1 + z[i]), source.wave, flux[i], ivar[i] ** -0.5, fill=0.0, verbose=False
-        )
-        inside = theirs != 0
-        assert inside.mean() > 0.6
-        np.testing.assert_allclose(ours[i, inside], theirs[inside], rtol=1e-8)
-        np.testing.assert_allclose(weights[i, inside] ** -0.5, error[inside], rtol=1e-8)
-
-
-def slow_rebin(flux: Any, ivar: Any, source: WaveGrid, target: WaveGrid, z: float) -> tuple[Any, Any]:
-    """The definition, from the dense matrix of all overlaps of one spectrum."""
-    edges, bins = source.edges, target.edges * (1 + z)
-    w = np.minimum(edges[None, 1:], bins[1:, None]) - np.maximum(edges[None, :-1], bins[:-1, None])
-    w = np.maximum(w, 0) * (ivar > 0)
-    good = w.sum(1) >= 0.5 * np.diff(bins)
-    variance = (w**2) @ np.where(ivar > 0, 1 / np.where(ivar > 0, ivar, 1), 0)
-    total = np.where(good, w.sum(1), 1)
-    return np.where(good, w @ flux / total, 0), np.where(good, total**2 / np.where(good, variance, 1), 0)
-
-
-@settings(max_examples=150, deadline=None)
-@given(source=grids, target=grids, z=st.floats(-0.2, 3.0), seed=st.integers(0, 2**32 - 1))
-def test_rebin_is_the_sum_over_all_overlaps(source: WaveGrid, target: WaveGrid, z: float, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    flux = rng.normal(1, 1, source.pixels)
-    ivar = rng.uniform(0.5, 2, source.pixels) * (rng.random(source.pixels) > 0.2)
-    ours, weights = rebin(flux[None], ivar[None], source, target, np.array([z]))
-    theirs, expected = slow_rebin(flux, ivar, source, target, z)
-    both = (weights[0] > 0) & (expected > 0)
-    assert ((weights[0] > 0) != (expected > 0)).sum() <= 1  # a bin covered by half may round either way
-    np.testing.assert_allclose(ours[0, both], theirs[both], rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(weights[0, both], expected[both], rtol=1e-6)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    source=grids,
-    scale=st.sampled_from(["log", "linear"]),
-    pixels=st.integers(2, 400),
-    z=st.floats(-0.5, 6.0),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_rebin_conserves_flux(source: WaveGrid, scale: str, pixels: int, z: float, seed: int) -> None:
-    target = covering(scale, source.edges[0] / (1 + z), source.edges[-1] / (1 + z), pixels)
-    flux = np.random.default_rng(seed).uniform(0.5, 2, (1, source.pixels))
-    ours, weights = rebin(flux, np.ones_like(flux), source, target, np.array([z]))
-    before = (flux * np.diff(source.edges)).sum()
-    assert (weights > 0).all()
-    assert (ours * np.diff(target.edges) * (1 + z)).sum() == pytest.approx(before, rel=1e-10)
-
-
-def test_float32_input_is_conserved_to_rounding(rng: np.random.Generator) -> None:
-    target = covering("log", SOURCE.edges[0], SOURCE.edges[-1], 700)
-    spectra, columns = batch(rng.uniform(0.5, 2, (3, SOURCE.pixels)), z=0.0)
-    grid = Grid(first=float(target.wave[0]), last=float(target.wave[-1]), pixels=700)
-    out, _ = Recipe(plain(grid=grid), SOURCE)(spectra, columns)
-    before = (spectra.flux.astype(float) * np.diff(SOURCE.edges)).sum(axis=1)
-    np.testing.assert_allclose((out.flux * np.diff(out.grid.edges)).sum(axis=1), before, rtol=1e-6)
-
-
-def test_variance_of_the_sum_is_that_of_independent_pixels() -> None:
-    source, target = WaveGrid("linear", 4000.5, 1.0, 100), WaveGrid("linear", 4002.0, 4.0, 25)
-    flux, ivar = rebin(np.full((1, 100), 3.0), np.full((1, 100), 0.25), source, target, np.zeros(1))
-    np.testing.assert_allclose(flux, 3.0, rtol=1e-12)
-    np.testing.assert_allclose(ivar, 1.0, rtol=1e-8)  # four pixels of variance 4
-
-
-def test_half_covered_bins_are_kept_and_emptier_ones_masked() -> None:
-    source, target = WaveGrid("linear", 4000.5, 1.0, 12), WaveGrid("linear", 4002.0, 4.0, 4)
-    ivar = np.ones((1, 12))
-    ivar[0, [0, 1, 4, 5, 6]] = 0
-    flux, weights = rebin(np.arange(12.0)[None], ivar, source, target, np.zeros(1))
-    np.testing.assert_allclose(flux, [[2.5, 0, 9.5, 0]], atol=1e-12)
-    np.testing.assert_allclose(weights, [[2, 0, 4, 0]], atol=1e-12)
-
-
-def test_coinciding_edges_leak_nothing() -> None:
-    source = WaveGrid("log", 3600.0, 1e-4, 3000)
-    target = WaveGrid("log", float(source.wave[200]), 1e-4, 2500)
-    flux = np.ones((1, 3000))
-    flux[0, 1000] = 1e30
-    out, _ = rebin(flux, np.ones_like(flux), source, target, np.zeros(1))
-    assert out[0, 800] == pytest.approx(1e30)
-    np.testing.assert_allclose(np.delete(out[0], 800), 1.0, rtol=1e-9)
-
-
-@pytest.mark.parametrize("z", [np.nan, np.inf, -1.0, -3.0])
-def test_rebin_masks_a_spectrum_without_a_place(z: float) -> None:
-    out, weights = rebin(np.ones((2, 4000)), np.ones((2, 4000)), SOURCE, SOURCE, np.array([z, 0.0]))
-    assert not out[0].any()
-    assert not weights[0].any()
-    assert weights[1].all()
-
-
 # --- laws of the whole recipe -----------------------------------------------------------------------------------------
 
 FULL = [
@@ -217,6 +75,8 @@ FULL = [
     Prepare(grid=GRID, normalize=AtWavelength(wave=5500.0, width=40.0), max_pixel_snr=None, cuts=OPEN),
     Prepare(grid=GRID, normalize=Distance(), flux_factor=True, cuts=OPEN),
     Prepare(grid=Grid(scale="linear", first=3800.0, last=6800.0, pixels=3000), frame="observed", cuts=OPEN),
+    Prepare(grid=GRID, rebin="average", normalize=NoScale(), cuts=OPEN),
+    Prepare(grid=GRID, rebin="linear", min_pixel_snr=1.0, dust=DustColumn(scale=1.0), max_pixel_snr=None, cuts=OPEN),
 ]
 
 
@@ -229,19 +89,17 @@ def same(first: tuple[Spectra, Columns], second: tuple[Spectra, Columns]) -> boo
 
 @pytest.mark.parametrize("recipe", FULL)
 @pytest.mark.parametrize("rubbish", [np.nan, np.inf, -np.inf, 1e30, -3e38])
-def test_a_masked_pixel_changes_no_bit(recipe: Prepare, rubbish: float, rng: np.random.Generator) -> None:
+def test_b2_a_masked_pixel_changes_no_bit(recipe: Prepare, rubbish: float, rng: np.random.Generator) -> None:
     spectra, columns = noisy(rng, 5)
     prepared = Recipe(recipe, SOURCE)
     before = prepared(spectra, columns)
     flux = spectra.flux.copy()
     flux[spectra.ivar == 0] = rubbish
     assert same(before, prepared(Spectra(spectra.rows, flux, spectra.ivar, SOURCE), columns))
-    again, _ = rebin(flux, spectra.ivar, SOURCE, prepared.grid, columns["z"])
-    assert again.tobytes() == rebin(spectra.flux, spectra.ivar, SOURCE, prepared.grid, columns["z"])[0].tobytes()
 
 
 @pytest.mark.parametrize("recipe", FULL)
-def test_a_row_does_not_depend_on_its_batch(recipe: Prepare, rng: np.random.Generator) -> None:
+def test_b12_a_row_does_not_depend_on_its_batch(recipe: Prepare, rng: np.random.Generator) -> None:
     spectra, columns = noisy(rng, 75)
     prepared = Recipe(recipe, SOURCE)
     whole, table = prepared(spectra, columns)
@@ -269,8 +127,8 @@ def test_columns_are_kept_and_typed(rng: np.random.Generator) -> None:
     out, table = Recipe(FULL[0], SOURCE)(spectra, columns)
     assert list(table)[: len(columns)] == list(columns)
     assert (table["id"] == columns["id"]).all()
-    assert [table[name].dtype.str[1:] for name in ("status", "snr", "total_snr", "coverage", "norm")] == [
-        *("i4", "f4", "f4", "f4", "f8")
+    assert [table[name].dtype.str[1:] for name in ("status", *Recipe.COLUMNS)] == [
+        *("i4", "f4", "f4", "f4", "f4", "f8")
     ]
     assert out.flux.dtype == out.ivar.dtype == np.float32
 
@@ -286,7 +144,7 @@ def test_survey_flux_is_prepared_flux_times_norm(rng: np.random.Generator) -> No
 
 
 @pytest.mark.parametrize("normalize", [Median(), Mean(), AtWavelength(wave=5000.0)])
-def test_shape_does_not_depend_on_scale(normalize: Any, rng: np.random.Generator) -> None:
+def test_b13_shape_does_not_depend_on_scale(normalize: Any, rng: np.random.Generator) -> None:
     spectra, columns = noisy(rng, 3)
     recipe = Recipe(plain(normalize=normalize, max_pixel_snr=50.0), SOURCE)
     out, _ = recipe(spectra, columns)
@@ -294,6 +152,34 @@ def test_shape_does_not_depend_on_scale(normalize: Any, rng: np.random.Generator
     assert (scaled.flux == out.flux).all()
     assert (scaled.ivar == out.ivar).all()
     assert (table["norm"] > 8).all()
+
+
+def test_float32_input_is_conserved_to_rounding(rng: np.random.Generator) -> None:
+    step = np.log10(SOURCE.edges[-1] / SOURCE.edges[0]) / 700  # the outer edges are those of the source
+    target = WaveGrid("log", float(SOURCE.edges[0] * 10 ** (step / 2)), float(step), 700)
+    spectra, columns = batch(rng.uniform(0.5, 2, (3, SOURCE.pixels)), z=0.0)
+    grid = Grid(first=float(target.wave[0]), last=float(target.wave[-1]), pixels=700)
+    out, _ = Recipe(plain(grid=grid), SOURCE)(spectra, columns)
+    before = (spectra.flux.astype(float) * np.diff(SOURCE.edges)).sum(axis=1)
+    np.testing.assert_allclose((out.flux * np.diff(out.grid.edges)).sum(axis=1), before, rtol=1e-6)
+
+
+def test_native_pixels_pass_through_in_every_bit(rng: np.random.Generator) -> None:
+    spectra, columns = noisy(rng, 40, LINEAR)
+    grid = Grid(scale="linear", first=float(LINEAR.wave[0]), last=float(LINEAR.wave[-1]), pixels=LINEAR.pixels)
+    for method in get_args(Method):
+        out, _ = Recipe(plain(frame="observed", grid=grid, rebin=method), LINEAR)(spectra, columns)
+        assert out.flux.tobytes() == np.where(spectra.ivar > 0, spectra.flux, 0).tobytes()
+        assert out.ivar.tobytes() == spectra.ivar.tobytes()
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_the_recipe_rebins_as_it_says(method: Method, rng: np.random.Generator) -> None:
+    spectra, columns = noisy(rng, 40)
+    out, _ = Recipe(plain(rebin=method), SOURCE)(spectra, columns)
+    flux, ivar = rebin(spectra.flux.astype(float), spectra.ivar.astype(float), SOURCE, out.grid, columns["z"], method)
+    np.testing.assert_array_equal(out.flux, flux.astype(np.float32))
+    np.testing.assert_array_equal(out.ivar, ivar.astype(np.float32))
 
 
 def test_recipe_travels_between_processes(rng: np.random.Generator) -> None:
@@ -405,7 +291,7 @@ def test_scale_multiplies_the_column() -> None:
     np.testing.assert_allclose(scaled.flux, direct.flux, rtol=1e-6)
 
 
-def test_unknown_reddening_sets_aside() -> None:
+def test_b8_unknown_reddening_sets_aside() -> None:
     ebv = np.array([np.nan, -0.1, np.inf, 1e4, 0.0, 0.1])
     out, table = Recipe(plain(dust=DustColumn(scale=1.0)), SOURCE)(*batch(np.ones((6, SOURCE.pixels)), ebv=ebv))
     assert table["status"].tolist() == [Status.NO_EXTINCTION] * 4 + [0, 0]
@@ -417,7 +303,7 @@ def test_unknown_reddening_sets_aside() -> None:
     assert not Recipe(plain(), SOURCE)(*batch(np.ones((6, SOURCE.pixels)), ebv=ebv))[1]["status"].any()
 
 
-def test_dereddening_twice_is_refused() -> None:
+def test_b8_dereddening_twice_is_refused() -> None:
     recipe = Recipe(plain(dust=DustColumn(scale=1.0), frame="observed"), SOURCE)
     _, table = recipe(*batch(np.ones(SOURCE.pixels)))
     with pytest.raises(ValueError, match="prepared before"):
@@ -436,7 +322,7 @@ def write_map(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("inner", ["", "sfd"])
-def test_dust_map(tmp_path: Path, inner: str) -> None:
+def test_b8_dust_map(tmp_path: Path, inner: str) -> None:
     write_map(tmp_path / "map" / inner)
     recipe = Recipe(plain(dust=DustMap(path=str(tmp_path / "map"))), SOURCE)
     ra = [192.86, 12.86, np.nan, 10.0, 400.0, -5.0, 10.0]
@@ -459,7 +345,7 @@ def test_missing_or_damaged_map_says_how_to_get_one(tmp_path: Path) -> None:
         Recipe(plain(dust=DustMap(path=str(tmp_path))), SOURCE)
 
 
-def test_settings_outside_their_range_are_named() -> None:
+def test_b6_b8_settings_and_grids_outside_their_range_are_named() -> None:
     infrared = WaveGrid.between("log", 20_000.0, 50_000.0, 500)
     with pytest.raises(ConfigError, match="F99 is defined for 1000-33333 Å"):
         Recipe(plain(dust=DustColumn(scale=1.0)), infrared)
@@ -485,20 +371,14 @@ def test_settings_outside_their_range_are_named() -> None:
 def test_known_norms() -> None:
     flux = np.array([[1.0, 2.0, 9.0, 4.0], [1.0, 2.0, 9.0, 4.0], [5.0, -1.0, 3.0, 8.0]])
     ivar = np.array([[1, 1, 1, 1], [1, 1, 0, 1], [0, 0, 0, 0]], dtype=float)
-    np.testing.assert_array_equal(prepare.median_flux(flux, ivar), [3.0, 2.0, np.nan])
-    np.testing.assert_allclose(prepare.mean_flux(flux, ivar), [4.0, 7 / 3, np.nan])
+    np.testing.assert_array_equal(row_median(flux, ivar > 0), [3.0, 2.0, np.nan])
+    np.testing.assert_allclose(row_mean(flux, ivar > 0), [4.0, 7 / 3, np.nan])
     grid = WaveGrid("linear", 5000.0, 1.0, 4)
     np.testing.assert_allclose(prepare.flux_at(flux, ivar, grid, 5001.5, 1.0), [5.5, 2.0, np.nan])
 
 
-def test_median_matches_numpy(rng: np.random.Generator) -> None:
-    flux, ivar = rng.normal(0, 1, (50, 31)), (rng.random((50, 31)) > 0.3).astype(float)
-    expected = np.nanmedian(np.where(ivar > 0, flux, np.nan), axis=1)
-    np.testing.assert_array_equal(prepare.median_flux(flux, ivar), expected)
-
-
 @pytest.mark.parametrize(("normalize", "expected"), [(Median(), 4.0), (Mean(), 4.0), (AtWavelength(wave=5000.0), 4.0)])
-def test_constant_spectrum_becomes_one(normalize: Any, expected: float) -> None:
+def test_b4_a_constant_spectrum_becomes_one(normalize: Any, expected: float) -> None:
     out, table = Recipe(plain(normalize=normalize), SOURCE)(*batch(np.full(SOURCE.pixels, expected)))
     np.testing.assert_allclose(out.flux[out.ivar > 0], 1.0, rtol=1e-6)
     assert table["norm"][0] == pytest.approx(expected)
@@ -537,7 +417,7 @@ def test_flux_factor_multiplies_by_one_plus_z() -> None:
 
 
 @pytest.mark.parametrize("normalize", [Median(), Mean(), AtWavelength(wave=5000.0)])
-def test_spectra_without_a_scale_are_set_aside(normalize: Any, rng: np.random.Generator) -> None:
+def test_b4_spectra_without_a_scale_are_set_aside(normalize: Any, rng: np.random.Generator) -> None:
     flux = np.zeros((4, SOURCE.pixels))
     flux[1] = -3.0
     flux[2] = 1e-45
@@ -566,6 +446,29 @@ def test_noise_floor() -> None:
     assert (out.flux * np.sqrt(out.ivar)).max() == pytest.approx(50.0)
     assert table["snr"][0] == pytest.approx(50.0)
     assert table["total_snr"][0] == pytest.approx(50 * np.sqrt((out.ivar > 0).sum()))
+
+
+def test_pixels_below_their_noise_are_masked_before_the_dust_is_undone() -> None:
+    """interpolate.py: NaN where sqrt(1 / ivar) > flux, and ivar = 0 a huge variance; no negative flux survives."""
+    flux = np.array([[2.0, 1.0, 0.999, -5.0, 3.0, 0.0]])
+    ivar = np.array([[1.0, 1.0, 1.0, 1.0, 0.0, 4.0]])
+    flux, ivar = prepare.snr_mask(flux, ivar, 1.0)
+    assert flux.tolist() == [[2, 1, 0, 0, 0, 0]]
+    assert ivar.tolist() == [[1, 1, 0, 0, 0, 0]]
+    rng = np.random.default_rng(4)
+    spectra, columns = batch(rng.normal(1, 1, SOURCE.pixels), 1.0, z=0.0, ebv=1.0)
+    settings = plain(frame="observed", min_pixel_snr=1.0, rebin="linear", dust=DustColumn())
+    grid = Grid(first=float(SOURCE.wave[0]), last=float(SOURCE.wave[-1]), pixels=SOURCE.pixels)
+    out, table = Recipe(settings.model_copy(update={"grid": grid}), SOURCE)(spectra, columns)
+    assert ((out.ivar > 0) == (spectra.flux >= 1)).all()
+    assert table["coverage"][0] == pytest.approx((spectra.flux >= 1).mean())
+
+
+def test_one_bad_pixel_does_not_move_the_scale_at_a_wavelength() -> None:
+    flux = np.full((1, SOURCE.pixels), 3.0)
+    flux[0, np.abs(SOURCE.wave / 1.05 - 5000).argmin()] = 1e6
+    settings = plain(normalize=AtWavelength(wave=5000.0, width=60.0))
+    assert Recipe(settings, SOURCE)(*batch(flux))[1]["norm"][0] == pytest.approx(3.0)
 
 
 # --- what is set aside ------------------------------------------------------------------------------------------------
@@ -607,7 +510,39 @@ def test_cuts(cuts: Cuts, bit: Status, expected: list[int]) -> None:
     assert np.isfinite(table["norm"]).all()
 
 
-def test_unknown_redshift_in_the_rest_frame() -> None:
+def test_span_reaches_from_the_first_to_the_last_good_pixel() -> None:
+    ivar = np.zeros((5, 10), np.float32)
+    ivar[0] = 1
+    ivar[1, [2, 7]] = 1
+    ivar[2, 9] = 1
+    ivar[3, 0] = 1
+    np.testing.assert_allclose(prepare.span(ivar), [1.0, 0.6, 0.1, 0.1, 0.0])
+    flux, ivar = np.ones((3, SOURCE.pixels)), np.ones((3, SOURCE.pixels))
+    ivar[0, 1000:2500] = 0
+    ivar[1, 2000:] = 0
+    ivar[2] = 0
+    out, table = Recipe(plain(cuts=Cuts(coverage_min=0.0, span_min=0.99)), SOURCE)(*batch(flux, ivar))
+    assert table["status"].tolist() == [0, Status.SPAN, Status.DEAD]
+    assert table["span"][0] == 1.0
+    assert table["coverage"][0] < 0.5
+    assert 0 < table["span"][1] < 0.7
+
+
+def test_classes_are_compared_without_case_and_padding() -> None:
+    flux = np.ones((6, SOURCE.pixels))
+    names = np.array(["GALAXY", "galaxy  ", "QSO", "", "STAR", "Galaxy"])
+    spectra, columns = batch(flux)
+    columns["class"] = names
+    columns["status"][3] = int(Status.UNREADABLE)
+    out, table = Recipe(plain(cuts=Cuts(coverage_min=0.0, classes=(" galaxy", "Qso"))), SOURCE)(spectra, columns)
+    assert table["status"].tolist() == [0, 0, 0, Status.UNREADABLE, Status.CLASS, 0]
+    assert out.ivar[4].any()  # only cut: the flux stays to be looked at
+    assert (table["class"] == names).all()
+    _, table = Recipe(plain(), SOURCE)(spectra, columns)
+    assert table["status"].tolist() == [0, 0, 0, Status.UNREADABLE, 0, 0]
+
+
+def test_b7_unknown_redshift_in_the_rest_frame() -> None:
     z = np.array([np.nan, np.inf, -1.0, -2.0, 99.0, 0.05, -0.001])
     out, table = Recipe(plain(normalize=Median(), cuts=Cuts(z_max=5.0)), SOURCE)(
         *batch(np.ones((7, SOURCE.pixels)), z=z, status=[0, int(Status.NO_REDSHIFT), 0, 0, 0, 0, 0])
@@ -641,7 +576,7 @@ def test_the_observed_frame_needs_no_redshift() -> None:
     assert out.ivar[0].any()
 
 
-def test_unusable_pixels_and_dead_spectra() -> None:
+def test_b1_b2_unusable_pixels_are_masked_and_dead_spectra_set_aside() -> None:
     flux, ivar = np.full((7, SOURCE.pixels), 2.0), np.ones((7, SOURCE.pixels))
     flux[0] = np.nan
     flux[1] = np.inf
@@ -668,14 +603,14 @@ def test_the_source_status_is_kept() -> None:
     assert table["coverage"][1] == 0
 
 
-def test_out_of_reach_is_low_coverage() -> None:
+def test_b7_out_of_reach_is_low_coverage() -> None:
     _, table = Recipe(plain(), SOURCE)(*batch(np.ones((2, SOURCE.pixels)), z=[3.0, 0.0]))
     assert table["status"].tolist() == [Status.LOW_COVERAGE, 0]
     assert table["coverage"].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("recipe", FULL)
-def test_extreme_values_stay_finite(recipe: Prepare, rng: np.random.Generator) -> None:
+def test_b5_extreme_values_stay_finite(recipe: Prepare, rng: np.random.Generator) -> None:
     spectra, columns = noisy(rng, 6)
     flux, ivar = spectra.flux.copy(), np.maximum(spectra.ivar, 1)
     flux[0, 2000] = 1e30
@@ -691,7 +626,7 @@ def test_extreme_values_stay_finite(recipe: Prepare, rng: np.random.Generator) -
     assert np.isfinite([table[name] for name in ("snr", "total_snr", "coverage")]).all()
 
 
-def test_a_spike_stays_where_it_is() -> None:
+def test_b5_a_spike_stays_where_it_is() -> None:
     flux = np.ones((2, SOURCE.pixels))
     flux[1, 2000] = 1e30
     out, table = Recipe(plain(normalize=Median(), max_pixel_snr=50.0), SOURCE)(*batch(flux))

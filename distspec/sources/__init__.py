@@ -5,17 +5,19 @@ catalogue says. `prepare` does the rest. Wavelengths are vacuum; a file that say
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from distspec.config import Desi, Sdss, Simulate
+from distspec.config import Desi, Lamost, Sdss, Simulate, Specutils, Table
+from distspec.sources.files import Entry
 from distspec.spectra import Columns, Spectra, WaveGrid
 
-__all__ = ["Piece", "Source", "open_source"]
+__all__ = ["Entry", "Piece", "Source", "open_source"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of spectra that one reader takes at once: spectra `start` to `stop` of the file (or block) `name`."""
+    """A run of spectra that one reader takes at once: `start` to `stop` of the wanted spectra of the file `name`."""
 
     name: str
     start: int
@@ -34,14 +36,28 @@ class Source(Protocol):
         """Observed-frame grid that all spectra of this source are delivered on."""
         ...
 
-    def pieces(self) -> list[Piece]:
-        """List what there is, in a fixed order, without reading flux.
-
-        A file that cannot even be counted is one piece of length 1, whose `read` raises.
+    def files(self) -> list[Entry]:
+        """List what there is (files, or blocks of a simulation) in a fixed order, opening as few as possible.
 
         Raises:
-            SourceError: the path does not exist or holds nothing of this survey.
+            SourceError: the path does not exist or holds nothing of this survey, or its catalogue cannot be used.
         """
+        ...
+
+    def count(self, name: str) -> int:
+        """Count the wanted spectra of one file whose `Entry.count` is None, reading no flux.
+
+        Raises:
+            SourceError: the file is damaged or is not what it should be.
+        """
+        ...
+
+    def missing(self) -> list[str]:
+        """Name what the catalogue wants and no file holds, as far as that is known without opening files."""
+        ...
+
+    def identify(self, piece: Piece) -> Columns:
+        """Give what is known of spectra whose flux cannot be read: columns as of `read`, or none; never an error."""
         ...
 
     def read(self, piece: Piece) -> tuple[Spectra, Columns]:
@@ -49,7 +65,7 @@ class Source(Protocol):
 
         Columns that every source gives: `id` (int64 or str, exact), `ra`, `dec` (deg, float64), `z` (float64, NaN
         where unknown), `zwarn` (int64), `class`, `subclass` (str, SDSS's names), `ebv` (float32, NaN where
-        unknown), `status` (int32, bits of `Status`).
+        unknown), `status` (int32, bits of `Status`). Every file of a source gives the same columns.
 
         Raises:
             SourceError: the file is damaged or is not what it should be.
@@ -57,8 +73,14 @@ class Source(Protocol):
         ...
 
 
-def open_source(settings: Simulate | Sdss | Desi, seed: int) -> Source:
-    """Build the source that the settings describe; `seed` is used by simulations only."""
+def open_source(settings: Simulate | Sdss | Desi | Lamost | Table | Specutils, seed: int, scratch: Path) -> Source:
+    """Build the source that the settings describe.
+
+    Arguments:
+        settings: one of the kinds of source.
+        seed: used by simulations only.
+        scratch: folder, seen by all workers, in which a source may keep what it distils from large catalogues.
+    """
     # Imported here so that reading one survey does not import the others' libraries.
     match settings:
         case Simulate():
@@ -66,10 +88,22 @@ def open_source(settings: Simulate | Sdss | Desi, seed: int) -> Source:
 
             return SimulatedSurvey(settings, seed)
         case Sdss():
-            from distspec.sources.sdss import SdssSpectra
+            from distspec.sources.sdss import open_sdss
 
-            return SdssSpectra(settings)
+            return open_sdss(settings, scratch)
         case Desi():
             from distspec.sources.desi import DesiCoadds
 
-            return DesiCoadds(settings)
+            return DesiCoadds(settings, scratch)
+        case Lamost():
+            from distspec.sources.lamost import LamostSpectra
+
+            return LamostSpectra(settings, scratch)
+        case Table():
+            from distspec.sources.table import SpectrumTable
+
+            return SpectrumTable(settings)
+        case Specutils():
+            from distspec.sources.specutils import SpecutilsFiles
+
+            return SpecutilsFiles(settings)

@@ -1,8 +1,6 @@
-"""What the files of all surveys have in common beyond their format: where they lie, and which units are meant."""
+"""What the files of all surveys have in common beyond their format: which units are meant."""
 
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,37 +9,10 @@ from jaxtyping import Float64, Int64
 from distspec.errors import SourceError
 from distspec.sources.fits import Header
 
-__all__ = ["check_flux_unit", "find_files", "pixel_numbers", "refuse_air"]
+__all__ = ["check_flux_unit", "pixel_numbers", "refuse_air"]
 
 GRID_TOLERANCE = 0.01
 """Wavelengths may miss the pixel centers by this much of a pixel; rounding log10(λ) to float32 takes 0.0024."""
-
-
-def find_files(path: Path, expected: str) -> list[Path]:
-    """List the FITS files of a folder and its subfolders by name, or the one file that `path` is.
-
-    Hidden files (such as the `._name` twins that some systems leave on shared disks) are not listed.
-
-    Arguments:
-        path: a file or a folder.
-        expected: what should be there, for messages.
-
-    Raises:
-        SourceError: there is no such path, or no FITS file under it.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise SourceError(f"no file or folder {str(path)!r}; expected {expected}")
-    found = [
-        Path(folder) / name
-        for folder, _, names in os.walk(path)
-        for name in names
-        if name.lower().endswith((".fits", ".fits.gz")) and not name.startswith(".")
-    ]
-    if not found:
-        raise SourceError(f"no *.fits or *.fits.gz file in folder {str(path)!r}; expected {expected}")
-    return sorted(found)
 
 
 def pixel_numbers(position: Float64[np.ndarray, "m"], place: str, grid: str) -> Int64[np.ndarray, "m"]:

@@ -20,14 +20,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
 
 from distspec.errors import SourceError
+from distspec.sources.files import Files
 
 __all__ = ["FitsFile", "Header", "Unit", "count_rows"]
 
@@ -182,7 +182,7 @@ class Unit:
         return columns
 
 
-def _scan(file: io.BufferedIOBase, path: str, size: int) -> Iterator[Unit]:
+def _scan(file: BinaryIO | gzip.GzipFile, path: str, size: int) -> Iterator[Unit]:
     """Locate the units of a file, one after the other, without reading data.
 
     Arguments:
@@ -260,15 +260,17 @@ class FitsFile(AbstractContextManager["FitsFile"]):
     Leaving its context after a type, value, index or arithmetic error raises a SourceError that names the file.
 
     Arguments:
-        path: the file, plain or gzipped (told by its content, not by its name).
+        files: where it lies.
+        name: its name there; the file is plain or gzipped (told by its content, not by its name).
 
     Raises:
         SourceError: the file cannot be opened, is not FITS or is truncated.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        self._file, size = _open(path)
+    def __init__(self, files: Files, name: str) -> None:
+        self.path = files.place(name)
+        with _reading(self.path):
+            self._file, size = _unpack(files.open(name), self.path)
         try:
             with _reading(self.path):
                 self.units = list(_scan(self._file, self.path, size))
@@ -461,22 +463,20 @@ def _reading(path: str) -> Iterator[None]:
         raise SourceError(f"{path}: {error.strerror or error}; expected a readable file") from error
 
 
-def _open(path: Path) -> tuple[io.BufferedIOBase, int]:
-    """Open a file, unpacking it where it is gzipped; give its length too."""
-    with _reading(str(path)):
-        file = path.open("rb")
-        if file.read(2) != b"\x1f\x8b":
-            return file, os.fstat(file.fileno()).st_size
-        with file:
-            file.seek(0)
-            unpacked = gzip.GzipFile(fileobj=file).read(UNPACKED_LIMIT + 1)
+def _unpack(file: BinaryIO, place: str) -> tuple[BinaryIO, int]:
+    """Give the file itself, or its contents where it is gzipped, and the length of that."""
+    if file.read(2) != b"\x1f\x8b":
+        return file, file.seek(0, os.SEEK_END)
+    with file:
+        file.seek(0)
+        unpacked = gzip.GzipFile(fileobj=file).read(UNPACKED_LIMIT + 1)
     if len(unpacked) > UNPACKED_LIMIT:
-        raise SourceError(f"{path}: unpacks to more than {UNPACKED_LIMIT >> 30} GiB; unpack it with gunzip first")
+        raise SourceError(f"{place}: unpacks to more than {UNPACKED_LIMIT >> 30} GiB; unpack it with gunzip first")
     return io.BytesIO(unpacked), len(unpacked)
 
 
-def count_rows(path: Path, name: str) -> int | None:
-    """Give the length of the table `name`, reading no more of the file than its headers up to there.
+def count_rows(files: Files, name: str, table: str) -> int | None:
+    """Give the length of a table, reading no more of the file than its headers up to there.
 
     Returns:
         The rows, or None where there is no such table.
@@ -484,14 +484,15 @@ def count_rows(path: Path, name: str) -> int | None:
     Raises:
         SourceError: the file cannot be opened, is not FITS or ends too early.
     """
-    with _reading(str(path)), path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    place = files.place(name)
+    with _reading(place), files.open(name) as file:
         packed = file.read(2) == b"\x1f\x8b"
+        size = file.seek(0, os.SEEK_END)
         file.seek(0)
         if not packed:
-            return _rows_of(_scan(file, str(path), size), name)
+            return _rows_of(_scan(file, place, size), table)
         with gzip.GzipFile(fileobj=file) as unpacked:
-            return _rows_of(_scan(unpacked, str(path), size * DEFLATE_RATIO), name)
+            return _rows_of(_scan(unpacked, place, size * DEFLATE_RATIO), table)
 
 
 def _rows_of(units: Iterator[Unit], name: str) -> int | None:

@@ -1,97 +1,177 @@
 """SDSS, BOSS and eBOSS `spec` files, lite or full: one spectrum a file, on the surveys' common logarithmic grid.
 
-All releases sample at multiples of 1e-4 in log10(λ / Å), so that spectra are lined up by whole pixels and no flux is
-resampled. The tables are found by their columns, since their names and order differ between releases. Pixels are
-masked by the survey's inverse variance and by those bits of the AND mask that say that a pixel is bad.
+The tables are found by their columns, since their names and order differ between releases. Pixels are masked by the
+survey's inverse variance and by those bits of the AND mask that say that a pixel is bad. With a catalog, files are
+wanted or not by the plate, MJD and fiber in their names; one whose name does not say is opened.
 
 References:
     Data model, https://data.sdss.org/datamodel/files/BOSS_SPECTRO_REDUX/RUN2D/spectra/PLATE4/spec.html
-    Bits, https://www.sdss4.org/dr17/algorithms/bitmasks/ (SPPIXMASK, ZWARNING)
 """
 
 import re
-from dataclasses import dataclass
-from functools import reduce
-from operator import or_
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from distspec.config import Sdss
-from distspec.errors import SourceError
-from distspec.sources import Piece
-from distspec.sources.conventions import check_flux_unit, find_files, pixel_numbers, refuse_air
+from distspec.errors import ConfigError, SourceError
+from distspec.sources import Entry, Piece, Source
+from distspec.sources.catalog import Catalog, locate
+from distspec.sources.conventions import check_flux_unit, refuse_air
+from distspec.sources.files import Files
 from distspec.sources.fits import FitsFile, Unit
+from distspec.sources.sdss_conventions import FIRST, GRID, KEYS, STEP, check_vacuum, identities, place, statuses
+from distspec.sources.sdss_plates import PLATE_NAME, SdssPlates
 from distspec.spectra import Columns, Spectra, Status, WaveGrid
 
-__all__ = ["BAD_PIXEL", "GRID", "SdssSpectra"]
+__all__ = ["SdssFiles", "SdssSpectra", "open_sdss"]
 
-FIRST = 3.54
-STEP = 1e-4
-GRID = WaveGrid("log", 10.0**FIRST, STEP, 4801)
-"""3467-10471 Å, which holds what both generations of spectrographs record."""
+_SPEC_NAME = re.compile(r"spec-(\d+)-(\d+)-(\d+)\.fits(?:\.gz)?", re.IGNORECASE)
 
-_HARMLESS = {
-    "BADTRACE": 1,
-    "BADFLAT": 2,
-    "MANYBADCOLUMNS": 4,
-    "MANYREJECTED": 5,
-    "LARGESHIFT": 6,
-    "BADSKYFIBER": 7,
-    "NEARWHOPPER": 8,
-    "WHOPPER": 9,
-    "SMEARIMAGE": 10,
-    "SMEARHIGHSN": 11,
-    "SMEARMEDSN": 12,
-    "NEARBADPIXEL": 16,
-    "LOWFLAT": 17,
-    "PARTIALREJECT": 19,
-    "EMLINE": 30,
-}
-BAD_PIXEL = 0xFFFFFFFF & ~reduce(or_, (1 << bit for bit in _HARMLESS.values()))
-"""Bits of the AND mask that make a pixel bad: NOPLUG, BADARC, FULLREJECT, SCATTEREDLIGHT, CROSSTALK, NOSKY, BRIGHTSKY,
-NODATA, COMBINEREJ, BADFLUXFACTOR, BADSKYCHI, REDMONSTER, and any that the survey's list does not know.
-
-The others describe circumstances that the extraction and its inverse variance already account for: whole arms of good
-spectra carry them, and there the flux agrees with the survey's best-fitting model as well as it does elsewhere (median
-deviation 0.77 σ under BADTRACE, 0.74 σ under MANYBADCOLUMNS, 0.75 σ under NEARBADPIXEL, 0.74 σ under no bit, in 58
-files of plates 266 to 10656). Any bit at all as the rule would throw away nearly all of spec-3655-55240-0258, a quasar
-at S/N 24 with a redshift that the survey does not doubt."""
-
-_ZWARNING_SKY = 1 << 0
-_ZWARNING_UNPLUGGED = 1 << 7
-_ZWARNING_BAD_TARGET = 1 << 8
+# What else a tree of reductions holds.
+_COMPANION = re.compile(r"sp[A-Z][A-Za-z]*-|specObj-|platelist|plates-|photo(Pos|Plate|Match)")
 
 # A(u, g, r, i, z) / E(B-V) that SDSS catalogs were made with: Schlegel et al. (1998), Schlafly & Finkbeiner (2011).
 _EXTINCTIONS = np.array([[5.155, 3.793, 2.751, 2.086, 1.479], [4.239, 3.303, 2.285, 1.698, 1.263]])
 
 
+def open_sdss(settings: Sdss, scratch: Path) -> Source:
+    """Give the source for the layout that the settings name."""
+    if settings.layout == "plate":
+        return SdssPlates(settings, scratch)
+    if settings.layout == "spec":
+        return SdssSpectra(settings, scratch)
+    return SdssFiles(SdssSpectra(settings, scratch), SdssPlates(settings, scratch))
+
+
 @dataclass(frozen=True)
-class SdssSpectra:
-    """A file or folder of SDSS `spec` files; each file is one piece.
+class SdssFiles:
+    """Either layout, as the files' names tell; a tree with both is refused, since it holds each spectrum twice."""
 
-    Columns beyond those of every source: `plate`, `mjd`, `fiber` (int64, -1 where the file does not say). `id` is the
-    survey's SPECOBJID in decimal digits, as text, for it can exceed int64. `ebv` is known to eBOSS catalogs only.
-    """
-
-    settings: Sdss
+    spectra: "SdssSpectra"
+    plates: SdssPlates
 
     @property
     def grid(self) -> WaveGrid:
         """Observed-frame grid of all SDSS spectra."""
         return GRID
 
-    def pieces(self) -> list[Piece]:
-        """List the files by name; none is opened.
+    def files(self) -> list[Entry]:
+        """List the files of the layout that is there; see `Source`.
 
         Raises:
-            SourceError: the path does not exist or holds no FITS file.
+            ConfigError: there are plates and `spec` files.
         """
-        root = Path(self.settings.path)
-        files = find_files(root, "an SDSS spec file or a folder of them")
-        return [Piece(file.relative_to(root).as_posix() if file != root else file.name, 0, 1) for file in files]
+        return self._found.files()
+
+    def count(self, name: str) -> int:
+        """Count the wanted spectra of a file; see `Source`."""
+        return self._of(name).count(name)
+
+    def missing(self) -> list[str]:
+        """Name what the catalog wants and no file holds; see `Source`."""
+        return self._found.missing()
+
+    def identify(self, piece: Piece) -> Columns:
+        """Give what is known of spectra that cannot be read; see `Source`."""
+        return self._of(piece.name).identify(piece)
+
+    def read(self, piece: Piece) -> tuple[Spectra, Columns]:
+        """Read a piece; see `Source`."""
+        return self._of(piece.name).read(piece)
+
+    def _of(self, name: str) -> "SdssSpectra | SdssPlates":
+        return self.plates if PLATE_NAME.fullmatch(PurePosixPath(name).name) else self.spectra
+
+    @property
+    def _found(self) -> "SdssSpectra | SdssPlates":
+        names = [PurePosixPath(entry.name).name for entry in self.spectra.listed]
+        plates = sum(PLATE_NAME.fullmatch(name) is not None for name in names)
+        spectra = sum(_SPEC_NAME.fullmatch(name) is not None for name in names)
+        if plates and spectra:
+            raise ConfigError(
+                f"{self.spectra.settings.path}: {plates} spPlate and {spectra} spec files, which hold the same spectra "
+                'if they are of the same plates; set layout = "plate" or layout = "spec"'
+            )
+        return self.plates if plates else self.spectra
+
+
+@dataclass(frozen=True)
+class SdssSpectra:
+    """A file, folder, archive or bucket of SDSS `spec` files; each file is one spectrum.
+
+    Columns beyond those of every source: `plate`, `mjd`, `fiber` (int64, -1 where the file does not say). `id` is the
+    survey's SPECOBJID in decimal digits, as text, for it can exceed int64. `ebv` is known to eBOSS catalogs only.
+    """
+
+    settings: Sdss
+    scratch: Path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings, "scratch": self.scratch}
+
+    @property
+    def grid(self) -> WaveGrid:
+        """Observed-frame grid of all SDSS spectra."""
+        return GRID
+
+    def files(self) -> list[Entry]:
+        """List the wanted files by name; none is opened.
+
+        Raises:
+            SourceError: the path does not exist or holds no FITS file, or the catalog cannot be used.
+            ConfigError: a condition on the catalog does not suit it.
+        """
+        entries = [entry for entry in self.listed if not self._is_other(entry)]
+        if not entries:
+            raise SourceError(f"no spec file in {self.settings.path!r}; expected {self._files.expected}")
+        if self._catalog is None:
+            return [replace(entry, count=1) for entry in entries]
+        wanted, _ = self._catalog.find(*_numbers([entry.name for entry in entries]))
+        named = [_SPEC_NAME.fullmatch(PurePosixPath(entry.name).name) is not None for entry in entries]
+        return [
+            replace(entry, count=1 if is_named else None)
+            for entry, is_named, is_wanted in zip(entries, named, wanted, strict=True)
+            if is_wanted or not is_named
+        ]
+
+    def count(self, name: str) -> int:
+        """Say whether a file is wanted (1) or not (0), by its catalog row.
+
+        Raises:
+            SourceError: the file is damaged or is not an SDSS spec file.
+        """
+        if self._catalog is None:
+            return 1
+        with FitsFile(self._files, name) as file:
+            columns = _read_catalog(file)
+        found, _ = self._catalog.find(columns["plate"], columns["mjd"], columns["fiber"])
+        return int(found[0])
+
+    def missing(self) -> list[str]:
+        """Name the spectra that the catalog wants and no file is named for.
+
+        Nothing is known to be missing while there are files whose names do not say what they hold.
+        """
+        names = [entry.name for entry in self.listed if not self._is_other(entry)]
+        plate, mjd, fiber = _numbers(names)
+        if self._catalog is None or (plate < 0).any():
+            return []
+        have = np.zeros(len(self._catalog) + 1, np.int64)
+        start, stop = self._catalog.span(plate, mjd, fiber)
+        np.add.at(have, start, 1)
+        np.add.at(have, stop, -1)
+        gone = np.flatnonzero(np.cumsum(have)[:-1] <= 0)
+        keys = np.unique(np.stack([self._catalog.key(name)[gone] for name in KEYS], axis=1), axis=0)
+        return [f"spec-{p:04d}-{m:05d}-{f:04d}" for p, m, f in keys.tolist()]
+
+    def identify(self, piece: Piece) -> Columns:
+        """Give nothing: what identifies the spectrum stands behind its flux."""
+        return {}
 
     def read(self, piece: Piece) -> tuple[Spectra, Columns]:
         """Read one file: a batch of one spectrum and its catalog row.
@@ -99,8 +179,7 @@ class SdssSpectra:
         Raises:
             SourceError: the file is damaged, is not an SDSS spec file or is not in vacuum.
         """
-        root = Path(self.settings.path)
-        with FitsFile(root if root.is_file() else root / piece.name) as file:
+        with FitsFile(self._files, piece.name) as file:
             coadd = file.find_table("flux", "ivar", "loglam")
             if coadd is None:
                 raise SourceError(
@@ -111,35 +190,51 @@ class SdssSpectra:
         if not ivar.any():
             columns["status"] |= np.int32(Status.DEAD)
         rows = np.array([piece.start], np.int64)
-        return Spectra(rows, flux[None], ivar[None], GRID), columns
+        return Spectra(rows, flux, ivar, GRID), columns
+
+    @cached_property
+    def listed(self) -> list[Entry]:
+        """All FITS files that there are; listed once, for there may be millions."""
+        return self._files.list()
+
+    @cached_property
+    def _files(self) -> Files:
+        return Files(self.settings.path, "an SDSS spec file or a folder of them")
+
+    @cached_property
+    def _catalog(self) -> Catalog | None:
+        if self.settings.catalog is None:
+            return None
+        path = locate(self.settings.catalog, self.settings.path)
+        return Catalog.build(path, KEYS, (), self.settings.wanted, self.scratch)
+
+    def _is_other(self, entry: Entry) -> bool:
+        name = PurePosixPath(entry.name).name
+        if len(self.listed) == 1 and PurePosixPath(self.settings.path).name == name:
+            return False  # named by itself
+        return _COMPANION.match(name) is not None or name == Path(self.settings.catalog or "").name
 
 
-def _read_pixels(file: FitsFile, coadd: Unit) -> tuple[Float32[np.ndarray, "pixels"], Float32[np.ndarray, "pixels"]]:
+def _numbers(names: list[str]) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
+    """Give plate, MJD and fiber of files by their names; -1 where a name does not say."""
+    matches = (_SPEC_NAME.fullmatch(PurePosixPath(name).name) for name in names)
+    found = [(-1, -1, -1) if match is None else (int(match[1]), int(match[2]), int(match[3])) for match in matches]
+    plate, mjd, fiber = np.array(found, np.int64).reshape(-1, 3).T
+    return plate, mjd, fiber
+
+
+def _read_pixels(
+    file: FitsFile, coadd: Unit
+) -> tuple[Float32[np.ndarray, "1 pixels"], Float32[np.ndarray, "1 pixels"]]:
     primary = file.units[0].header
-    refuse_air(primary)
+    check_vacuum(primary)
     refuse_air(coadd.header)
-    if primary.get("VACUUM") is None and primary.get("AIRORVAC") is None:
-        raise SourceError(f"{file.path}: no keyword VACUUM; expected an SDSS header that says air or vacuum")
     check_flux_unit(primary.get("BUNIT"), coadd.place)
     check_flux_unit(coadd.header.get(f"TUNIT{coadd.columns['flux'].number}"), coadd.place)
     table = file.table(coadd, ["flux", "ivar", "loglam", "and_mask"])
-    bits = table["and_mask"].astype(np.int64) & 0xFFFFFFFF
-    with np.errstate(over="ignore"):
-        found_flux, found_ivar = table["flux"].astype(np.float32), table["ivar"].astype(np.float32)
-    finite = np.isfinite(found_flux)
-    good = (found_ivar > 0) & np.isfinite(found_ivar) & finite & (bits & BAD_PIXEL == 0)
     position = (table["loglam"].astype(np.float64) - FIRST) / STEP
-    if not np.isfinite(position[good]).all() or (good & ((position < -0.5) | (position > GRID.pixels - 0.5))).any():
-        raise SourceError(f"{coadd.place}: good pixels outside {GRID}; expected LOGLAM as log10(Å) in that range")
-    # Padding that some reductions leave at the ends has no data and may have no wavelength.
-    inside = good | ((position > -0.5) & (position < GRID.pixels - 0.5))
-    pixel = pixel_numbers(position[inside], coadd.place, "LOGLAM in whole steps of 0.0001")
-    if np.bincount(pixel, minlength=1).max() > 1:
-        raise SourceError(f"{coadd.place}: LOGLAM repeats a wavelength; expected each pixel once")
-    flux, ivar = np.zeros((2, GRID.pixels), np.float32)
-    flux[pixel] = np.where(finite, found_flux, 0)[inside]
-    ivar[pixel] = np.where(good, found_ivar, 0)[inside]
-    return flux, ivar
+    flux, ivar, bits = table["flux"][None], table["ivar"][None], table["and_mask"][None]
+    return place(position, flux, ivar, bits, coadd.place, "LOGLAM as log10(Å) in whole steps of 0.0001")
 
 
 def _read_catalog(file: FitsFile) -> Columns:
@@ -148,61 +243,35 @@ def _read_catalog(file: FitsFile) -> Columns:
         found = file.contents if unit is None else f"{unit.rows} catalog rows"
         raise SourceError(f"{file.path}: holds {found}; expected one catalog row with Z and ZWARNING")
     wanted = ["z", "zwarning", "class", "subclass"]
-    optional = ["specobjid", "plate", "mjd", "fiberid", "run2d", "plug_ra", "plug_dec", "ra", "dec", "objtype"]
-    optional += ["sourcetype", "extinction"]
-    table = file.table(unit, wanted + [name for name in optional if name in unit.columns])
-    row = {name: values[0] for name, values in table.items()}
+    types = ["objtype", "sourcetype", "targettype"]
+    optional = ["specobjid", "plate", "mjd", "fiberid", "run2d", "plug_ra", "plug_dec", "ra", "dec", "extinction"]
+    row = file.table(unit, wanted + [name for name in optional + types if name in unit.columns])
     primary = file.units[0].header
 
-    def integer(column: str, key: str) -> int:
-        value = row.get(column, primary.get(key))
-        return int(value) if value is not None else -1
+    def integer(column: str, key: str) -> Int64[np.ndarray, "1"]:
+        value = row[column][0] if column in row else primary.get(key)
+        return np.array([-1 if value is None else int(value)], np.int64)
 
     plate, mjd, fiber = integer("plate", "PLATEID"), integer("mjd", "MJD"), integer("fiberid", "FIBERID")
-    run2d = str(row.get("run2d", primary.get("RUN2D") or "")).strip()
+    run2d = str(row["run2d"][0] if "run2d" in row else primary.get("RUN2D") or "").strip()
     # PLUG_RA is where the fiber was; RA of an eBOSS row belongs to the matched image, if there is one.
-    ra, dec = row.get("plug_ra", row.get("ra", np.nan)), row.get("plug_dec", row.get("dec", np.nan))
-    z, zwarn = float(row["z"]), int(row["zwarning"])
-    sky = "SKY" in (row.get("objtype"), row.get("sourcetype")) or bool(zwarn & (_ZWARNING_SKY | _ZWARNING_BAD_TARGET))
-    status = Status.OK if np.isfinite(z) else Status.NO_REDSHIFT
-    status |= Status.FIBER if zwarn & _ZWARNING_UNPLUGGED else Status.OK
-    status |= Status.NOT_A_TARGET if sky else Status.OK
+    unknown = np.array([np.nan])
+    ra, dec = row.get("plug_ra", row.get("ra", unknown)), row.get("plug_dec", row.get("dec", unknown))
+    z, zwarn = row["z"].astype(np.float64), row["zwarning"].astype(np.int64)
     return {
-        "id": np.array([_identity(row.get("specobjid"), plate, mjd, fiber, run2d, unit.place)]),
-        "ra": np.array([ra], np.float64),
-        "dec": np.array([dec], np.float64),
-        "z": np.array([z if np.isfinite(z) else np.nan]),
-        "zwarn": np.array([zwarn], np.int64),
-        "class": np.array([str(row["class"])]),
-        "subclass": np.array([str(row["subclass"])]),
-        "ebv": np.array([_reddening(row.get("extinction"))], np.float32),
-        "status": np.array([int(status)], np.int32),
-        "plate": np.array([plate], np.int64),
-        "mjd": np.array([mjd], np.int64),
-        "fiber": np.array([fiber], np.int64),
+        "id": identities(row.get("specobjid"), plate, mjd, fiber, run2d, unit.place),
+        "ra": ra.astype(np.float64),
+        "dec": dec.astype(np.float64),
+        "z": np.where(np.isfinite(z), z, np.nan),
+        "zwarn": zwarn,
+        "class": row["class"].astype(np.str_),
+        "subclass": row["subclass"].astype(np.str_),
+        "ebv": np.array([_reddening(row["extinction"][0] if "extinction" in row else None)], np.float32),
+        "status": statuses(z, zwarn, [row[name] for name in types if name in row and row[name].dtype.kind == "U"]),
+        "plate": plate,
+        "mjd": mjd,
+        "fiber": fiber,
     }
-
-
-def _identity(found: Any, plate: int, mjd: int, fiber: int, run2d: str, place: str) -> str:
-    """Give SPECOBJID in decimal digits.
-
-    It is text in SDSS I-II catalogs and a 64-bit integer in later ones, of plates above 8191 beyond int64. Where it is
-    absent, or a float that has lost digits, it is made of the four numbers that it encodes.
-    """
-    if isinstance(found, str) and found.isdecimal() and int(found) > 0:
-        return str(int(found))
-    if isinstance(found, np.integer) and found != 0:
-        # A file that was written without the unsigned shift shows large ones as negative.
-        return str(int(found) % (1 << 64))
-    version = re.fullmatch(r"v(\d+)_(\d+)_(\d+)", run2d)
-    if version:
-        run = (int(version[1]) - 5) * 10000 + int(version[2]) * 100 + int(version[3])
-    else:
-        run = int(run2d) if run2d.isdecimal() else -1
-    if not (0 <= plate < 1 << 14 and 0 <= fiber < 1 << 12 and 0 <= mjd - 50000 < 1 << 14 and 0 <= run < 1 << 14):
-        known = f"PLATE {plate}, MJD {mjd}, FIBERID {fiber}, RUN2D {run2d!r}"
-        raise SourceError(f"{place}: SPECOBJID is {found!r} with {known}; expected an identifier")
-    return str(plate << 50 | fiber << 38 | (mjd - 50000) << 24 | run << 10)
 
 
 def _reddening(extinction: Any) -> float:

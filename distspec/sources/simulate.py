@@ -16,7 +16,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from distspec.config import Simulate
 from distspec.errors import SourceError
-from distspec.sources import Piece
+from distspec.sources import Entry, Piece
 from distspec.sources.anomalies import ANOMALIES, NEEDS_LINES, STRONG, Companions, plant, spoil, windows
 from distspec.sources.instrument import Optics, levels, optics, reference_optics, render
 from distspec.sources.populations import QUASAR_Z, Objects, draw_galaxies, draw_quasars, draw_stars, empty_objects
@@ -77,9 +77,9 @@ class SimulatedSurvey:
 
     Example:
         >>> survey = SimulatedSurvey(Simulate(spectra=600), seed=1)
-        >>> [len(piece) for piece in survey.pieces()]
+        >>> [block.count for block in survey.files()]
         [512, 88]
-        >>> spectra, columns = survey.read(survey.pieces()[1])
+        >>> spectra, columns = survey.rows(512, 600)
         >>> spectra
         Spectra(88 on WaveGrid(log, 3801.9-9219.3 Å, 3848 pixels))
     """
@@ -97,16 +97,33 @@ class SimulatedSurvey:
         """Observe the same objects on another grid: equal truth, other pixels and other noise."""
         return replace(self, grid=grid)
 
-    def pieces(self) -> list[Piece]:
+    def files(self) -> list[Entry]:
         """List the blocks, in order."""
         rows = self.settings.spectra
         return [
-            Piece(f"block-{start // BLOCK_ROWS:06d}", start, min(start + BLOCK_ROWS, rows))
+            Entry(f"block-{start // BLOCK_ROWS:06d}", 0, 0, min(BLOCK_ROWS, rows - start))
             for start in range(0, rows, BLOCK_ROWS)
         ]
 
+    def count(self, name: str) -> int:
+        """Count the spectra of a block."""
+        return min(BLOCK_ROWS, self.settings.spectra - _start(name))
+
+    def missing(self) -> list[str]:
+        """Nothing is ever missing of a simulation."""
+        return []
+
+    def identify(self, piece: Piece) -> Columns:
+        """Give nothing: a simulation can always be read."""
+        return {}
+
     def read(self, piece: Piece) -> tuple[Spectra, Columns]:
-        """Make the spectra of a run of rows; any run inside the survey will do, across blocks too.
+        """Make the spectra of a part of a block; see `rows`."""
+        first = _start(piece.name)
+        return self.rows(first + piece.start, first + piece.stop)
+
+    def rows(self, start: int, stop: int) -> tuple[Spectra, Columns]:
+        """Make the spectra of rows `start` to `stop` of the survey; any run will do, across blocks too.
 
         Beside the columns of every source: `truth_z` (float64, where `z` is the catalogue's value, wrong on purpose
         for one kind of anomaly), `anomaly` (str, empty for normal spectra, else one of `ANOMALIES`) and
@@ -115,15 +132,15 @@ class SimulatedSurvey:
         Raises:
             SourceError: the rows are not in the survey.
         """
-        flux = np.empty((len(piece), self.grid.pixels), dtype=np.float32)
+        flux = np.empty((stop - start, self.grid.pixels), dtype=np.float32)
         ivar = np.empty_like(flux)
-        for chunk, rows, target in self._chunks(piece.start, piece.stop):
+        for chunk, rows, target in self._chunks(start, stop):
             block = _draw_block(self.settings, self.seed, chunk * _CHUNK_ROWS // BLOCK_ROWS)
             noiseless, variance = self._expect(block, chunk, planted=True)
             noisy, weight = self._observe(block, chunk, noiseless, variance)
             flux[target], ivar[target] = noisy[rows], weight[rows]
-        numbers = np.arange(piece.start, piece.stop, dtype=np.int64)
-        return Spectra(numbers, flux, ivar, self.grid), self.catalog(piece.start, piece.stop)
+        numbers = np.arange(start, stop, dtype=np.int64)
+        return Spectra(numbers, flux, ivar, self.grid), self.catalog(start, stop)
 
     def model(self, start: int, stop: int, planted: bool = True) -> Float32[np.ndarray, "n pixels"]:
         """Give the spectra of rows `start` to `stop` as they are without noise, dead fibres and masked pixels.
@@ -370,3 +387,15 @@ def _deal(rng: np.random.Generator, share: float, number: int) -> Int64[np.ndarr
     kind = np.full(BLOCK_ROWS, -1, dtype=np.int64)
     kind[rng.permutation(BLOCK_ROWS)[: stop - first]] = np.arange(first, stop) % len(ANOMALIES)
     return kind
+
+
+def _start(name: str) -> int:
+    """Give the first row of a block by its name.
+
+    Raises:
+        SourceError: there is no such block.
+    """
+    number = name.removeprefix("block-")
+    if not number.isdecimal():
+        raise SourceError(f"no block {name!r} in a simulated survey; expected block-000000 and so on")
+    return int(number) * BLOCK_ROWS

@@ -283,7 +283,7 @@ def _titanium(wave: Float64[np.ndarray, "pixels"], strength: float) -> Float64[n
 
 
 def _supernova(wave: Float64[np.ndarray, "pixels"]) -> Float64[np.ndarray, "pixels"]:
-    flux = _planck(wave, 11000.0) * np.exp(-np.clip((3700.0 - wave) / 500.0, 0.0, 6.0))
+    flux: Float64[np.ndarray, "pixels"] = _planck(wave, 11000.0) * np.exp(-np.clip((3700.0 - wave) / 500.0, 0.0, 6.0))
     for center, sigma, depth, height, offset in _SUPERNOVA:
         absorbed = depth * np.exp(-0.5 * ((wave - center) / sigma) ** 2)
         emitted = height * np.exp(-0.5 * ((wave - center - offset) / (1.3 * sigma)) ** 2)

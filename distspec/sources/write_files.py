@@ -1,20 +1,21 @@
 """Write simulated spectra as the surveys write theirs, so that the readers can be driven at any size.
 
-`write_sdss` makes one lite `spec` file an object, `write_desi` pairs of `coadd` and `redrock` files of many objects.
-Both also write `truth.ecsv`: what is known about each object beyond its file, by the identifier that the file gives
-(normal spectra have an empty `anomaly`, which astropy shows as masked).
+`write_sdss` makes one lite `spec` file an object, `write_plates` pairs of `spPlate` and `spZbest` files of the same
+objects, `write_desi` pairs of `coadd` and `redrock` files; `write_specobj` and `write_zcatalog` are the catalogues that
+go with them. The first three also write `truth.ecsv`: what is known about each object beyond its file, by the
+identifier that the file gives (normal spectra have an empty `anomaly`, which astropy shows as masked).
 Every file appears under its name only when it is complete.
 """
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, Shaped
 
 from distspec.errors import SourceError
 from distspec.sources import Piece
@@ -23,7 +24,15 @@ from distspec.sources.simulate import SDSS_GRID, SimulatedSurvey
 from distspec.sources.templates import INSTRUMENT_SIGMA
 from distspec.spectra import LIGHT_SPEED, Columns, Spectra, WaveGrid
 
-__all__ = ["DESI_ARMS", "sdss_identity", "write_desi", "write_sdss"]
+__all__ = [
+    "DESI_ARMS",
+    "sdss_identity",
+    "write_desi",
+    "write_plates",
+    "write_sdss",
+    "write_specobj",
+    "write_zcatalog",
+]
 
 DESI_ARMS: Final[dict[str, WaveGrid]] = {
     "B": WaveGrid("linear", 3600.0, 0.8, 2751),
@@ -36,6 +45,9 @@ _FIBERS: Final = 640  # on an SDSS plate
 _FIRST_PLATE: Final = 266
 _LAST_PLATE: Final = (1 << 14) - 1
 _RUN2D: Final = 26
+
+_FIRST_TILE: Final = 1000
+_NIGHT: Final = 20210514
 
 _NO_DATA: Final = 1 << 24
 """Bit NODATA of SDSS's SPPIXMASK."""
@@ -86,7 +98,7 @@ def write_sdss(survey: SimulatedSurvey, folder: Path, rows: range | None = None)
     sky = sky_brightness(survey.grid.wave)
     paths, tables = [], []
     for piece in _pieces(rows, 512):
-        spectra, columns = survey.read(piece)
+        spectra, columns = survey.rows(piece.start, piece.stop)
         model = survey.model(piece.start, piece.stop)
         identities = [sdss_identity(int(row)) for row in spectra.rows]
         for index, (plate, mjd, fiber, _) in enumerate(identities):
@@ -156,8 +168,122 @@ def _sdss_hdus(
     return fits.HDUList([primary, fits.BinTableHDU(coadd, name="COADD"), fits.BinTableHDU(catalog, name="SPECOBJ")])
 
 
+def write_plates(survey: SimulatedSurvey, folder: Path, rows: range | None = None) -> list[Path]:
+    """Write pairs of `RUN2D/PLATE/spPlate-PLATE-MJD.fits` and `RUN2D/PLATE/RUN1D/spZbest-PLATE-MJD.fits`.
+
+    A plate holds those of its fibers that the rows are about. Layout of a plate: images of flux, inverse variance, AND
+    and OR mask, dispersion; the plug map; the sky. The rows of `spZbest` run against those of the plate.
+
+    Arguments:
+        survey: what to write; its grid must be `SDSS_GRID`.
+        folder: made if absent.
+        rows: consecutive rows, all by default.
+
+    Returns:
+        The `spPlate` files, in the order of rows.
+
+    Raises:
+        SourceError: the rows are not in the survey, the grid is another, or there are more rows than plates.
+    """
+    if survey.grid != SDSS_GRID:
+        raise SourceError(f"survey on {survey.grid}; SDSS files are sampled as {SDSS_GRID}")
+    rows = _consecutive(survey, rows)
+    sdss_identity(rows[-1])  # refused before anything is written
+    paths, tables = [], []
+    for first in range(rows.start - rows.start % _FIBERS, rows.stop, _FIBERS):
+        spectra, columns = survey.rows(max(first, rows.start), min(first + _FIBERS, rows.stop))
+        plate, mjd, _, _ = sdss_identity(first)
+        identities = [sdss_identity(int(row)) for row in spectra.rows]
+        fibers = np.array([identity[2] for identity in identities], np.int32)
+        path = folder / str(_RUN2D) / f"{plate:04d}" / f"spPlate-{plate:04d}-{mjd:05d}.fits"
+        other = path.parent / str(_RUN2D) / f"spZbest-{plate:04d}-{mjd:05d}.fits"
+        other.parent.mkdir(parents=True, exist_ok=True)
+        _replace(other, _zbest_hdus(columns, plate, mjd, fibers).writeto)
+        _replace(path, _plate_hdus(spectra, columns, plate, mjd, fibers).writeto)
+        paths.append(path)
+        tables.append(_truth(np.array([identity[3] for identity in identities]), spectra.rows, columns))
+    _write_truth(folder, tables)
+    return paths
+
+
+def _plate_hdus(
+    spectra: Spectra, columns: Columns, plate: int, mjd: int, fibers: Shaped[np.ndarray, "n"]
+) -> fits.HDUList:
+    primary = fits.PrimaryHDU(spectra.flux)
+    for key, value in (
+        ("PLATEID", plate),
+        ("MJD", mjd),
+        ("VACUUM", True),
+        ("COEFF0", round(float(np.log10(spectra.grid.first)), 6)),
+        ("COEFF1", spectra.grid.step),
+        ("BUNIT", "1E-17 erg/cm^2/s/Ang"),
+    ):
+        primary.header[key] = value
+    mask = np.where(spectra.ivar > 0, 0, _NO_DATA).astype(np.int32)
+    width = np.full(spectra.flux.shape, INSTRUMENT_SIGMA / (LIGHT_SPEED * np.log(10.0) * spectra.grid.step), np.float32)
+    sky = np.tile(sky_brightness(spectra.grid.wave).astype(np.float32), (len(spectra), 1))
+    kinds = np.where(columns["class"] == "QSO", "QSO", "GALAXY")
+    plugmap = {"HOLETYPE": np.full(len(fibers), "OBJECT"), "RA": columns["ra"], "DEC": columns["dec"]}
+    images = [fits.ImageHDU(image) for image in (spectra.ivar, mask, mask, width)]
+    table = _desi_table("PLUGMAP", plugmap | {"OBJTYPE": kinds, "FIBERID": fibers})
+    return fits.HDUList([primary, *images, table, fits.ImageHDU(sky)])
+
+
+def _zbest_hdus(columns: Columns, plate: int, mjd: int, fibers: Shaped[np.ndarray, "n"]) -> fits.HDUList:
+    table = {
+        "PLATE": np.full(len(fibers), plate, np.int32),
+        "MJD": np.full(len(fibers), mjd, np.int32),
+        "FIBERID": fibers,
+        "PLUG_RA": columns["ra"],
+        "PLUG_DEC": columns["dec"],
+        "CLASS": columns["class"],
+        "SUBCLASS": columns["subclass"],
+        "Z": columns["z"].astype(np.float32),
+        "ZWARNING": columns["zwarn"].astype(np.int32),
+    }
+    reverse = {name: values[::-1] for name, values in table.items()}
+    return fits.HDUList([fits.PrimaryHDU(), _desi_table("", reverse)])
+
+
+def write_specobj(survey: SimulatedSurvey, path: Path, rows: range | None = None) -> Path:
+    """Write the catalogue that goes with `write_sdss` and `write_plates`.
+
+    Columns: PLATE, MJD, FIBERID, PLUG_RA, PLUG_DEC, Z, ZWARNING, CLASS, SUBCLASS, SN_MEDIAN_ALL (NaN of dead fibers).
+    """
+    rows = _consecutive(survey, rows)
+    spectra, columns = survey.rows(rows.start, rows.stop)
+    plate, mjd, fiber = np.array([sdss_identity(row)[:3] for row in rows], np.int32).T
+    table = {
+        "PLATE": plate,
+        "MJD": mjd,
+        "FIBERID": fiber,
+        "PLUG_RA": columns["ra"],
+        "PLUG_DEC": columns["dec"],
+        "Z": columns["z"].astype(np.float32),
+        "ZWARNING": columns["zwarn"].astype(np.int32),
+        "CLASS": columns["class"],
+        "SUBCLASS": columns["subclass"],
+        "SN_MEDIAN_ALL": _median_snr(spectra),
+    }
+    hdus = fits.HDUList([fits.PrimaryHDU(), _desi_table("SPECOBJ", table)])
+    _replace(path, hdus.writeto)
+    return path
+
+
+def _median_snr(spectra: Spectra) -> Float32[np.ndarray, "n"]:
+    snr = np.where(spectra.good, spectra.flux * np.sqrt(spectra.ivar), np.nan)
+    dead = ~spectra.good.any(axis=1)
+    snr[dead] = 0.0
+    median = np.nanmedian(snr, axis=1)
+    return np.where(dead, np.nan, median).astype(np.float32)
+
+
 def write_desi(
-    survey: SimulatedSurvey, folder: Path, rows: range | None = None, targets_per_file: int = 500
+    survey: SimulatedSurvey,
+    folder: Path,
+    rows: range | None = None,
+    targets_per_file: int = 500,
+    layout: Literal["flat", "healpix", "tile"] = "flat",
 ) -> list[Path]:
     """Write pairs of `coadd-main-dark-NNNNN.fits` and `redrock-main-dark-NNNNN.fits`.
 
@@ -169,6 +295,7 @@ def write_desi(
         folder: made if absent.
         rows: consecutive rows, all by default.
         targets_per_file: spectra in a file, but for the last.
+        layout: all in one folder, or as the survey's trees by healpix or by tile, with its names of files.
 
     Returns:
         The coadd files, in the order of rows.
@@ -181,22 +308,59 @@ def write_desi(
     paths, tables = [], []
     for number, piece in enumerate(_pieces(rows, targets_per_file)):
         columns = survey.catalog(piece.start, piece.stop)
-        arms = {arm: survey.on(grid).read(piece)[0] for arm, grid in DESI_ARMS.items()}
-        path = folder / f"coadd-main-dark-{number:05d}.fits"
+        arms = {arm: survey.on(grid).rows(piece.start, piece.stop)[0] for arm, grid in DESI_ARMS.items()}
+        inside, stem = _desi_name(number, layout)
+        (folder / inside).mkdir(parents=True, exist_ok=True)
+        path = folder / inside / f"coadd-{stem}.fits"
         # The redshifts first: a reader that finds a coadd then finds them too.
-        _replace(folder / f"redrock-main-dark-{number:05d}.fits", _redrock_hdus(columns).writeto)
-        _replace(path, _coadd_hdus(columns, arms, number).writeto)
+        _replace(path.with_name(f"redrock-{stem}.fits"), _redrock_hdus(columns).writeto)
+        _replace(path, _coadd_hdus(columns, arms, number, by_tile=layout == "tile").writeto)
         paths.append(path)
         tables.append(_truth(columns["id"], np.arange(piece.start, piece.stop), columns))
     _write_truth(folder, tables)
     return paths
 
 
-def _coadd_hdus(columns: Columns, arms: dict[str, Spectra], number: int) -> fits.HDUList:
+def _desi_name(number: int, layout: str) -> tuple[str, str]:
+    """Give the folder and the stem of a pair of files."""
+    if layout == "healpix":
+        return f"healpix/main/dark/{number // 100}/{number}", f"main-dark-{number}"
+    if layout == "tile":
+        tile = _FIRST_TILE + number // 10
+        return f"tiles/cumulative/{tile}/{_NIGHT}", f"{number % 10}-{tile}-thru{_NIGHT}"
+    return "", f"main-dark-{number:05d}"
+
+
+def write_zcatalog(survey: SimulatedSurvey, path: Path, rows: range | None = None, targets_per_file: int = 500) -> Path:
+    """Write the catalogue, as `zall-pix` files are, that goes with `write_desi` by healpix."""
+    rows = _consecutive(survey, rows)
+    columns = survey.catalog(rows.start, rows.stop)
+    table = {
+        "TARGETID": columns["id"],
+        "SURVEY": np.full(len(rows), "main"),
+        "PROGRAM": np.full(len(rows), "dark"),
+        "HEALPIX": (np.arange(len(rows)) // targets_per_file).astype(np.int32),
+        "Z": columns["z"],
+        "ZWARN": columns["zwarn"],
+        "SPECTYPE": columns["class"].astype("U6"),
+        "ZCAT_PRIMARY": np.ones(len(rows), bool),
+    }
+    _replace(path, fits.HDUList([fits.PrimaryHDU(), _desi_table("ZCATALOG", table)]).writeto)
+    return path
+
+
+def _coadd_hdus(columns: Columns, arms: dict[str, Spectra], number: int, by_tile: bool) -> fits.HDUList:
     primary = fits.PrimaryHDU()
-    for key, value in (("SPGRP", "healpix"), ("SPGRPVAL", number), ("SURVEY", "main"), ("PROGRAM", "dark")):
+    fibermap = _fibermap(columns)
+    facts: dict[str, Any] = {"SPGRP": "healpix", "SPGRPVAL": number, "SURVEY": "main", "PROGRAM": "dark"}
+    if by_tile:
+        tile, petal = _FIRST_TILE + number // 10, number % 10
+        facts |= {"SPGRP": "cumulative", "SPGRPVAL": _NIGHT, "NIGHT": _NIGHT, "TILEID": tile, "PETAL": petal}
+        count = len(columns["id"])
+        fibermap |= {"TILEID": np.full(count, tile), "FIBER": (petal * 500 + np.arange(count)).astype(np.int32)}
+    for key, value in facts.items():
         primary.header[key] = value
-    hdus = [primary, _desi_table("FIBERMAP", _fibermap(columns))]
+    hdus = [primary, _desi_table("FIBERMAP", fibermap)]
     for arm, spectra in arms.items():
         wave = fits.ImageHDU(spectra.grid.wave, name=f"{arm}_WAVELENGTH")
         wave.header["BUNIT"] = "Angstrom"

@@ -47,7 +47,7 @@ def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint,
 
 def explanations_of(experiment: Experiment, store: SpectraStore, scores: Layer) -> dict[str, Layer]:
     """Open the explanations that there are, by score."""
-    names = {name: explain_layer(experiment, name, scores.name) for name in experiment.explain.scores}
+    names = {name: explain_layer(experiment, name, scores) for name in experiment.explain.scores}
     return {name: store.layer(layer) for name, layer in names.items() if layer in store.layers()}
 
 
@@ -61,7 +61,7 @@ def _explain_score(
     fields: Fields = {"row": ("i8", ()), "weights": ("f4", (segments,))}
     fields |= dict.fromkeys(("intercept", "r2", "prediction"), ("f4", ()))
     layer = store.create_layer(
-        explain_layer(experiment, name, scores.name),
+        explain_layer(experiment, name, scores),
         fields,
         {"segment_of": segment_of.tolist(), "score": name, "scores": scores.name, "model": checkpoint.sha256},
         rows=len(rows),

@@ -1,117 +1,204 @@
 """`distspec ingest`: survey files -> store.
 
-The driver lists what there is and hands out shards; each worker reads the pieces of its shard, prepares them and writes
-the shard whole. A file that cannot be read keeps its rows: they are set aside with the reason in the column `note`.
+The driver lists what there is, lets workers count what must be opened, and hands out shards; each worker reads the
+pieces of its shard, prepares them and writes the shard whole. Files that are new since an earlier ingest become a
+further part of the store. A file that cannot be read keeps its rows: they are set aside with the reason in the column
+`note`. When all rows are there, a second look settles what only all of them can tell.
 """
 
+import warnings
 from collections.abc import Iterator
+from functools import partial
+from gzip import BadGzipFile
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped
 
-from distspec.config import Experiment
-from distspec.errors import ConfigError, LayoutError, SourceError
-from distspec.layout import recipe_digest, store_digest, store_path
+from distspec.config import Experiment, differences, digest
+from distspec.errors import ConfigError, DistspecWarning, LayoutError, SourceError
+from distspec.layout import ledger_path, recipe_digest, store_digest, store_identity, store_path
+from distspec.ledger import write_ledger
+from distspec.plan import Rows, new_files, require_rows
 from distspec.prepare import Recipe
-from distspec.runtime import connect, map_shards
+from distspec.runtime import connect, dask_scheduler, map_shards, workers_of
+from distspec.sample import check as check_sample
+from distspec.second_look import Looker, duplicate_rows, statistics_of
 from distspec.sources import Piece, Source, open_source
 from distspec.spectra import Columns, Spectra, Status, first_reasons
-from distspec.store import Fields, SpectraStore, field_of
+from distspec.store import Fields, Inventory, SpectraStore, field_of
 from distspec.tracking import Run
+from distspec.values import join_values, require_values
 
 __all__ = ["ingest"]
 
 _BATCH = 512
 """Spectra prepared at a time; bounds memory whatever the size of files and shards."""
 
+_GROUP = 256
+"""Files that one worker counts at a time."""
+
+_FEW = 8
+"""So many files are counted at once by the driver: less than the start of a worker takes."""
+
 
 def ingest(experiment: Experiment) -> SpectraStore:
-    """Make or finish the store of an experiment.
+    """Make, finish or extend the store of an experiment.
 
     Raises:
         SourceError: there is nothing to read, or not a single file can be read.
-        LayoutError: the output holds a store of other settings or files.
+        LayoutError: the output holds a store of other settings, or files have changed since.
         StoreError: the output cannot be written.
     """
-    settings = experiment.ingest
-    source = open_source(settings.source, experiment.seed)
-    plan = _cut(source.pieces(), settings.shard_rows)
-    inventory = [(piece.name, piece.start, piece.stop) for shard in plan for piece in shard]
-    name = store_digest(experiment, inventory)
-    store = _open_or_create(experiment, source, plan, name)
-    pending = store.pending()
-    if not pending:
+    check_sample(experiment.ingest.prepare)
+    require_values(experiment.ingest.values)
+    store = _ingest(experiment)
+    join_values(experiment.ingest.values, store)
+    return store
+
+
+def _ingest(experiment: Experiment) -> SpectraStore:
+    source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+    store = _known_store(experiment)
+    try:
+        listed = source.files()
+    except SourceError as error:
+        if store is None or not store.finished:
+            raise
+        warnings.warn(f"{error}; the store is used as it is", DistspecWarning, stacklevel=2)
         return store
-    connect(experiment.runtime, experiment.train.workers)
-    with Run(experiment, "ingest", name, {"store": name}) as run:
-        arguments = (experiment, str(store_path(experiment)))
-        items = [(shard, plan[shard]) for shard in pending]
-        for _ in map_shards(Ingester, arguments, items, experiment.runtime, "ingest"):
-            pass
-        status = store.column("status")
-        run.metrics({"spectra": len(status), "set_aside": int((status != 0).sum())})
-        run.metrics({f"set_aside_{reason.lower()}": count for reason, count in first_reasons(status).items()})
-        run.text(repr(store), "store.txt")
-    return SpectraStore.open(store_path(experiment), write=True)
+    known = None if store is None else store.inventory()
+    new = new_files(listed, known, store_path(experiment), partial(_count, experiment, source))
+    if store is None:
+        store = _create(experiment, source, new)
+    elif len(new):
+        # Files without a wanted spectrum are remembered too: they need not be opened again.
+        store.extend(new.rows, new)
+    if not store.finished:
+        _fill(experiment, store)
+    return store
 
 
-def _cut(pieces: list[Piece], shard_rows: int) -> list[list[Piece]]:
-    """Lay the pieces one behind the other and cut them at the borders of the shards."""
-    shards: list[list[Piece]] = []
-    room = 0
-    for piece in pieces:
-        start = piece.start
-        while start < piece.stop:
-            if room == 0:
-                shards.append([])
-                room = shard_rows
-            stop = min(piece.stop, start + room)
-            shards[-1].append(Piece(piece.name, start, stop))
-            room -= stop - start
-            start = stop
-    return shards
-
-
-def _open_or_create(experiment: Experiment, source: Source, plan: list[list[Piece]], name: str) -> SpectraStore:
+def _known_store(experiment: Experiment) -> SpectraStore | None:
+    """Open the store that is there, if any, and refuse it where it was made by other settings."""
     path = store_path(experiment)
-    if SpectraStore.is_finished(path):
-        store = SpectraStore.open(path, write=True)
-        if store.digest != name:
-            raise LayoutError(
-                f"{path} was made from other settings or files ({store.digest}, now {name}); "
-                "choose another output, or remove the store to make it again"
-            )
-        return store
+    if not SpectraStore.is_finished(path):
+        return None
+    store = SpectraStore.open(path, write=True)
+    differs = differences(store.settings["identity"], store_identity(experiment))
+    if differs:
+        raise LayoutError(
+            f"{path} was made by other settings: {'; '.join(differs)}; choose another output, or remove the store"
+        )
+    return store
+
+
+def _create(experiment: Experiment, source: Source, inventory: Inventory) -> SpectraStore:
+    require_rows(inventory)
     settings = experiment.ingest
     recipe = Recipe(settings.prepare, source.grid)
+    resolved = settings.model_dump(mode="json", exclude_none=True)
     return SpectraStore.create(
-        path,
+        store_path(experiment),
         grid=recipe.grid,
         frame=settings.prepare.frame,
-        rows=sum(len(piece) for shard in plan for piece in shard),
+        rows=inventory.rows,
         shard_rows=settings.shard_rows,
         chunk_rows=settings.chunk_rows,
-        columns=_learn_columns(source, recipe, plan),
-        digest=name,
+        columns=_learn_columns(source, recipe, inventory),
+        digest=store_digest(experiment, inventory),
         recipe=recipe_digest(experiment),
-        settings=experiment.ingest.model_dump(mode="json", exclude_none=True),
+        settings=resolved | {"identity": store_identity(experiment)},
+        inventory=inventory,
     )
 
 
-def _learn_columns(source: Source, recipe: Recipe, plan: list[list[Piece]]) -> Fields:
+def _fill(experiment: Experiment, store: SpectraStore) -> None:
+    """Write the pending shards, take the second look, and say what became of everything."""
+    settings = experiment.runtime
+    connect(settings, experiment.train.workers)
+    # Each extension is a run of its own; a run that was interrupted is gone on with.
+    key = digest(store.digest, list(store.base.parts))
+    with Run(experiment, "ingest", key, {"store": store.digest}) as run:
+        rows = Rows(store.inventory())
+        items = [(shard, rows.pieces(*store.base.bounds(shard))) for shard in store.pending()]
+        for _ in map_shards(Ingester, (experiment, store.path), items, settings, "ingest"):
+            pass
+        _second_look(experiment, store)
+        source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        missing = source.missing()
+        write_ledger(store, missing, ledger_path(experiment))
+        status = store.status()
+        run.metrics({"spectra": len(status), "set_aside": int((status != 0).sum()), "missing": len(missing)})
+        run.metrics({f"set_aside_{reason.lower()}": count for reason, count in first_reasons(status).items()})
+        run.text(repr(store), "store.txt")
+
+
+def _second_look(experiment: Experiment, store: SpectraStore) -> None:
+    duplicates = np.zeros(0, np.int64)
+    if experiment.ingest.prepare.cuts.duplicates:
+        duplicates = duplicate_rows(store)
+    if not store.is_frozen:
+        scheduler, parallel = dask_scheduler(), workers_of(experiment.runtime, store.shards)
+        store.freeze(statistics_of(experiment, store, duplicates, scheduler, parallel))
+    if store.statistics is not None or duplicates.size or store.has_look:
+        pending = store.look().pending()
+        cuts = [store.base.bounds(shard) for shard in pending]
+        items = [
+            (shard, duplicates[np.searchsorted(duplicates, start) : np.searchsorted(duplicates, stop)])
+            for shard, (start, stop) in zip(pending, cuts, strict=True)
+        ]
+        for _ in map_shards(Looker, (store.path,), items, experiment.runtime, "look"):
+            pass
+    store.looked()
+
+
+def _count(experiment: Experiment, source: Source, names: list[str]) -> Iterator[tuple[str, int]]:
+    """Count the wanted spectra of files: in workers, unless there are few."""
+    if len(names) <= _FEW:
+        yield from _counts(source, names)
+        return
+    connect(experiment.runtime, experiment.train.workers)
+    groups = [names[start : start + _GROUP] for start in range(0, len(names), _GROUP)]
+    for found in map_shards(Counter, (experiment,), groups, experiment.runtime, "count"):
+        yield from found
+
+
+def _counts(source: Source, names: list[str]) -> list[tuple[str, int]]:
+    counts = []
+    for name in names:
+        try:
+            counts.append((name, source.count(name)))
+        except SourceError:
+            # It takes one row; reading it raises the same error, which that row then tells.
+            counts.append((name, 1))
+    return counts
+
+
+class Counter:
+    """Counts the wanted spectra of groups of files; lives in a worker."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+
+    def __call__(self, names: list[str]) -> list[tuple[str, int]]:
+        return _counts(self._source, names)
+
+
+def _learn_columns(source: Source, recipe: Recipe, inventory: Inventory) -> Fields:
     """Find the columns of the store by preparing the first spectrum that can be read."""
     failures = []
-    for piece in (piece for shard in plan for piece in shard):
+    for name, count in zip(inventory.names, inventory.counts, strict=True):
+        if not count:
+            continue
         try:
-            spectra, columns = source.read(Piece(piece.name, piece.start, piece.start + 1))
+            spectra, columns = source.read(Piece(name, 0, 1))
         except SourceError as error:
             failures.append(error)
             continue
         _, columns = recipe(spectra, columns)
         text = np.array([""])
-        return {key: field_of(values) for key, values in (columns | {"file": text, "note": text}).items()}
-    if not failures:
-        raise SourceError("the source holds no spectra; give a folder of spectra")
+        return {key: field_of(values) for key, values in ({"file": text, "note": text} | columns).items()}
     if len(failures) == 1:
         raise failures[0]
     raise SourceError(f"none of {len(failures)} files can be read; the first: {failures[0]}")
@@ -121,58 +208,68 @@ class Ingester:
     """Reads, prepares and writes one shard; lives in a worker."""
 
     def __init__(self, experiment: Experiment, path: str) -> None:
-        self._source = open_source(experiment.ingest.source, experiment.seed)
+        self._source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
         self._recipe = Recipe(experiment.ingest.prepare, self._source.grid)
         self._store = SpectraStore.open(path, write=True)
-        self._fields = {name: field for name, field in self._store.base.fields.items() if name.startswith("columns/")}
+        self._fields = {
+            name.removeprefix("columns/"): field
+            for name, field in self._store.base.fields.items()
+            if name.startswith("columns/")
+        }
 
     def __call__(self, item: tuple[int, list[Piece]]) -> int:
         shard, pieces = item
         start, stop = self._store.base.bounds(shard)
-        flux, ivar, tables = [], [], []
+        flux, ivar = np.empty((2, stop - start, self._store.grid.pixels), np.float32)
+        tables: list[Columns] = []
+        done = 0
         for spectra, columns in self._prepared(pieces):
-            flux.append(spectra.flux)
-            ivar.append(spectra.ivar)
+            flux[done : done + len(spectra)], ivar[done : done + len(spectra)] = spectra.flux, spectra.ivar
             tables.append(columns)
+            done += len(spectra)
         columns = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
         rows = np.arange(start, stop, dtype=np.int64)
-        whole = Spectra(rows, np.concatenate(flux), np.concatenate(ivar), self._store.grid)
-        self._store.write(shard, whole, columns)
+        self._store.write(shard, Spectra(rows, flux, ivar, self._store.grid), columns)
         return shard
 
     def _prepared(self, pieces: list[Piece]) -> Iterator[tuple[Spectra, Columns]]:
         """Read piece by piece and prepare in batches."""
         read: list[tuple[Spectra, Columns]] = []
+        unreachable: list[SourceError] = []
         for piece in pieces:
             for start in range(piece.start, piece.stop, _BATCH):
-                read.append(self._read(Piece(piece.name, start, min(start + _BATCH, piece.stop))))
+                part = Piece(piece.name, start, min(start + _BATCH, piece.stop))
+                read.append(self._read(part, unreachable))
                 if sum(len(spectra) for spectra, _ in read) >= _BATCH:
                     yield self._prepare(read)
                     read = []
+        if len(pieces) > 1 and len(unreachable) == len(pieces):
+            # Not one bad file but a disk that is gone: to set all aside would make that final.
+            raise SourceError(f"none of {len(pieces)} files can be reached; the first: {unreachable[0]}")
         if read:
             yield self._prepare(read)
 
-    def _read(self, piece: Piece) -> tuple[Spectra, Columns]:
+    def _read(self, piece: Piece, unreachable: list[SourceError]) -> tuple[Spectra, Columns]:
         count = len(piece)
-        notes = {"file": np.full(count, piece.name)}
+        notes = {"file": np.full(count, piece.name), "note": np.full(count, "")}
         try:
             spectra, columns = self._source.read(piece)
         except SourceError as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, BadGzipFile):
+                unreachable.append(error)
             grid = self._source.grid
             blank = np.zeros((count, grid.pixels), np.float32)
             spectra = Spectra(np.arange(piece.start, piece.stop, dtype=np.int64), blank, blank, grid)
-            columns = {name: self._blank(name, count) for name in self._source_columns()}
+            made = {*Recipe.COLUMNS, *notes}
+            columns = {name: self._blank(name, count) for name in self._fields if name not in made}
+            columns |= self._source.identify(piece)
             columns["status"] = np.full(count, int(Status.UNREADABLE), np.int32)
-            return spectra, columns | notes | {"note": np.full(count, str(error))}
-        return spectra, columns | notes | {"note": np.full(count, "")}
-
-    def _source_columns(self) -> list[str]:
-        made = {"file", "note", "snr", "total_snr", "coverage", "norm"}
-        return [name.removeprefix("columns/") for name in self._fields if name.removeprefix("columns/") not in made]
+            notes["note"] = np.full(count, str(error))
+        return spectra, notes | columns
 
     def _blank(self, name: str, count: int) -> Shaped[np.ndarray, "n ..."]:
         """Fill a column for spectra of which nothing is known."""
-        dtype, shape = self._fields[f"columns/{name}"]
+        dtype, shape = self._fields[name]
         if dtype == "string":
             return np.full((count, *shape), "")
         kind = np.dtype(dtype)
@@ -185,12 +282,16 @@ class Ingester:
             np.concatenate([spectra.ivar for spectra, _ in read]),
             self._source.grid,
         )
+        names = {name for _, table in read for name in table}
+        odd = names ^ set.intersection(*(set(table) for _, table in read))
+        if odd:
+            raise ConfigError(f"files of this source differ in their columns: {', '.join(sorted(odd))}")
         columns = {name: np.concatenate([table[name] for _, table in read]) for name in read[0][1]}
         spectra, prepared = self._recipe(joined, columns)
-        # Of a file that cannot be read nothing else is known, so nothing else is held against it.
+        # Of what cannot be read nothing else is known, so nothing else is held against it.
         unreadable = (prepared["status"] & Status.UNREADABLE) != 0
         prepared["status"] = np.where(unreadable, int(Status.UNREADABLE), prepared["status"]).astype(np.int32)
-        missing = {name.removeprefix("columns/") for name in self._fields} ^ set(prepared)
+        missing = set(self._fields) ^ set(prepared)
         if missing:
-            raise ConfigError(f"pieces of this source differ in their columns: {', '.join(sorted(missing))}")
+            raise ConfigError(f"files of this source differ in their columns: {', '.join(sorted(missing))}")
         return spectra, prepared

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from distspec import __version__
 from distspec.census import take_census
-from distspec.config import Desi, Experiment, Prepare, Sdss, Simulate, Tracking, dump
+from distspec.config import Experiment, Prepare, Simulate, Tracking, dump
 from distspec.detectors.reconstruction import ReconstructionScores
 from distspec.errors import CheckpointError, ConfigError, StoreError
 from distspec.figures import COLORS, Shown, bokeh_script, embed, score_figure, spectrum_figure, training_figure
@@ -30,6 +30,7 @@ from distspec.layout import report_path, table_path
 from distspec.models.checkpoint import Checkpoint
 from distspec.ranking import distributions, listed, overlap, ranks, score_names, top_list
 from distspec.reduce import Histogram
+from distspec.sample import Statistics
 from distspec.store import Layer, SpectraStore
 from distspec.truth import has_truth, pointing, recovery, segment_edges, truth_windows
 
@@ -258,7 +259,11 @@ def _summary(
         *((package, metadata.version(package)) for package in ("torch", "numpy", "ray")),
         ("Written", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
     ]
-    data = [("Source", _source(experiment)), ("Spectra", f"{store.rows:,}"), *_recipe(experiment.ingest.prepare)]
+    data = [
+        ("Source", _source(experiment)),
+        ("Spectra", f"{store.rows:,}"),
+        *_recipe(experiment.ingest.prepare, store.statistics),
+    ]
     return {"Data and recipe": data, "Model": model, "Provenance": made}
 
 
@@ -268,13 +273,12 @@ def _source(experiment: Experiment) -> str:
         case Simulate():
             share = f"{100 * source.anomalies:g} % with a planted anomaly"
             return f"simulated survey, seed {experiment.seed}; median S/N {source.snr:g}; {share}"
-        case Sdss():
-            return f"SDSS spec files, {source.path}"
-        case Desi():
-            return f"DESI coadd files, {source.path}" + (f", redshifts of {source.catalog}" if source.catalog else "")
+        case _:
+            catalog = getattr(source, "catalog", None)
+            return f"{source.kind}, {source.path}" + (f", catalogue {catalog}" if catalog else "")
 
 
-def _recipe(prepare: Prepare) -> list[tuple[str, str]]:
+def _recipe(prepare: Prepare, statistics: Statistics | None) -> list[tuple[str, str]]:
     """Say in words how the spectra were prepared."""
     grid, cuts, scale, dust = prepare.grid, prepare.cuts, prepare.normalize, prepare.dust
     limits = [f"coverage ≥ {100 * cuts.coverage_min:g} %"]
@@ -283,7 +287,10 @@ def _recipe(prepare: Prepare) -> list[tuple[str, str]]:
         limits.append(f"z in [{low or '−∞'}, {high or '∞'}]")
     limits += [f"S/N ≥ {cuts.snr_min:g}"] if cuts.snr_min else []
     limits += [f"total S/N ≥ {cuts.total_snr_min:g}"] if cuts.total_snr_min else []
+    limits += [f"span ≥ {100 * cuts.span_min:g} %"] if cuts.span_min else []
+    limits += [f"classes {', '.join(cuts.classes)}"] if cuts.classes else []
     limits += ["no redshift warning"] if cuts.zwarn else []
+    limits += ["each id once"] if cuts.duplicates else []
     windows = ", ".join(f"{low:g}–{high:g} Å" for low, high in prepare.sky.windows)
     factors = {"wave": "around {:g} Å", "width": "width {:g} Å", "redshift": "at z = {:g}"}
     detail = [text.format(getattr(scale, key)) for key, text in factors.items() if hasattr(scale, key)]
@@ -295,7 +302,9 @@ def _recipe(prepare: Prepare) -> list[tuple[str, str]]:
         ("Normalization", ", ".join([scale.kind, *detail])),
         ("Sky", f"{prepare.sky.mode} {windows}" if prepare.sky.mode != "none" else "none"),
         ("Dust", dusty),
+        ("Rebinning", prepare.rebin),
         ("Noise floor", floor),
+        ("Sample", "nothing frozen" if statistics is None else repr(statistics)[len("Statistics(") : -1]),
         ("Cuts", "; ".join(limits)),
     ]
 

@@ -81,7 +81,7 @@ def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -
 def _summary_of_shard(store: SpectraStore, layer: Layer, shard: int, top: int) -> ScoreSummary:
     start, stop = layer.bounds(shard)
     values = np.stack(layer.read_shard(shard, *SCORES), axis=1)
-    usable = store.base.read("columns/status", start, stop) == 0
+    usable = store.status(start, stop) == 0
     return summarize(np.arange(start, stop), values, usable, top)
 
 
@@ -131,7 +131,7 @@ class Scorer:
     def __call__(self, shard: int) -> ScoreSummary:
         spectra = self._store.read(shard)
         start, stop = self._layer.bounds(shard)
-        usable = self._store.base.read("columns/status", start, stop) == 0
+        usable = self._store.status(start, stop) == 0
         chosen = spectra if usable.all() else spectra[usable]
         values = np.full((len(spectra), len(SCORES)), np.nan, np.float32)
         latents = np.full((len(spectra), *self._layer.fields["latents"][1]), np.nan, np.float32)

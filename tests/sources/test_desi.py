@@ -1,30 +1,38 @@
-"""DESI coadds: agreement with independent readers on real files, the join of arms, and redshifts by target."""
+"""DESI coadds: agreement with independent readers on real files, the survey's trees, and damage."""
 
 import gzip
 import pickle
 import shutil
+import tarfile
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from astropy.io import fits
 
-from distspec.config import Desi
+from distspec.config import Condition, Simulate, Wanted
 from distspec.errors import SourceError
-from distspec.sources.desi import GRID, DesiCoadds
-from distspec.spectra import Columns, Spectra, Status
-
-IDS = np.array([39633559463397282, 2**53 + 1, -7, 2**62 + 3], np.int64)
-ARMS = {"B": (3600.0, 2751), "R": (5760.0, 2326), "Z": (7520.0, 2881)}
-COADDS = ["coadd-1-80693-thru20210204.fits", "coadd-4-80613-thru20210324.fits", "coadd-special-dark-27247.fits"]
-
-
-def read_all(path: Path, catalog: str | None = None) -> tuple[Spectra, Columns]:
-    source = DesiCoadds(Desi(path=str(path), catalog=catalog))
-    (piece,) = source.pieces()
-    return source.read(piece)
+from distspec.sources import Piece
+from distspec.sources.desi import GRID
+from distspec.sources.simulate import SimulatedSurvey
+from distspec.sources.write_files import write_desi, write_zcatalog
+from distspec.spectra import Status
+from tests.sources.desi_files import (
+    COADDS,
+    IDS,
+    LRG,
+    QSO,
+    desi,
+    pieces_of,
+    read_all,
+    table_of,
+    write,
+    write_table,
+)
 
 
 @pytest.fixture
@@ -32,48 +40,12 @@ def folder(real_data: Path) -> Path:
     return real_data / "desi"
 
 
-def write(path: Path, ids: np.ndarray = IDS, checksum: bool = False, **changes: Any) -> Path:
-    """Write a coadd whose arms hold known numbers; a change replaces a unit, or leaves it out where it is None."""
-    count = len(ids)
-    fibermap = [
-        fits.Column("TARGETID", "K", array=ids),
-        fits.Column("TARGET_RA", "D", array=np.linspace(10, 20, count)),
-        fits.Column("TARGET_DEC", "D", array=np.linspace(-5, 5, count)),
-    ]
-    fibermap += changes.pop("columns", [])
-    units: dict[str, Any] = {"FIBERMAP": fits.BinTableHDU.from_columns(fibermap)}
-    for arm, (first, pixels) in ARMS.items():
-        units[f"{arm}_WAVELENGTH"] = fits.ImageHDU(first + 0.8 * np.arange(pixels))
-        units[f"{arm}_FLUX"] = fits.ImageHDU(np.tile(np.arange(count, dtype=np.float32)[:, None] + 1, (1, pixels)))
-        units[f"{arm}_IVAR"] = fits.ImageHDU(np.full((count, pixels), 2, np.float32))
-        units[f"{arm}_MASK"] = fits.ImageHDU(np.zeros((count, pixels), np.uint32))
-    units |= changes
-    primary = fits.PrimaryHDU()
-    for key in ("AIRORVAC",):
-        if key in units:
-            primary.header[key] = units.pop(key)
-    listed = [primary]
-    for name, unit in units.items():
-        if unit is not None:
-            unit.name = name
-            listed.append(unit)
-    fits.HDUList(listed).writeto(path, checksum=checksum)
-    return path
-
-
-def write_table(path: Path, name: str = "REDSHIFTS", **columns: Any) -> Path:
-    formats = {"i": "K", "f": "D", "U": "20A", "b": "L"}
-    made = [fits.Column(k, formats[np.asarray(v).dtype.kind], array=np.asarray(v)) for k, v in columns.items()]
-    fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU.from_columns(made, name=name)]).writeto(path)
-    return path
-
-
 # --- real files ----------------------------------------------------------------------------------------------------
 
 
 def test_every_file_is_read_or_named(folder: Path) -> None:
-    source = pickle.loads(pickle.dumps(DesiCoadds(Desi(path=str(folder), catalog="QSO_cat_fuji_dark_tile.fits.gz"))))
-    pieces = source.pieces()
+    source = pickle.loads(pickle.dumps(desi(folder, catalog="QSO_cat_fuji_dark_tile.fits.gz")))
+    pieces = pieces_of(source)
     assert {p.name: len(p) for p in pieces} == dict(zip([*COADDS, "missing_z_color.fits"], [5, 1, 1, 2], strict=True))
     for piece in pieces:
         if piece.name == "missing_z_color.fits":
@@ -107,11 +79,12 @@ def test_redshifts_of_the_real_files(folder: Path) -> None:
 
 
 def test_a_catalog_that_the_settings_do_not_name_is_set_aside(folder: Path) -> None:
-    source = DesiCoadds(Desi(path=str(folder)))
-    piece = next(p for p in source.pieces() if p.name.startswith("QSO_cat"))
-    assert len(piece) == 1
+    source = desi(folder)
+    (name,) = (entry.name for entry in source.files() if entry.name.startswith("QSO_cat"))
     with pytest.raises(SourceError, match="holds QSO_CAT; expected a DESI coadd"):
-        source.read(piece)
+        source.count(name)
+    with pytest.raises(SourceError, match="holds QSO_CAT; expected a DESI coadd"):
+        source.read(Piece(name, 0, 1))
 
 
 @pytest.mark.parametrize("name", COADDS)
@@ -153,134 +126,6 @@ def test_pixels_agree_with_specutils(folder: Path) -> None:
         np.testing.assert_array_equal(spectra.ivar[0, place[alone]], arm.uncertainty.array[0, alone])
 
 
-# --- joining -------------------------------------------------------------------------------------------------------
-
-
-def test_arms_are_joined_by_inverse_variance(tmp_path: Path) -> None:
-    count = len(IDS)
-    ivar = np.full((count, 2326), 6, np.float32)
-    flux = np.full((count, 2326), 5, np.float32)
-    mask = np.zeros((count, 2326), np.uint32)
-    mask[0, 3], mask[1, 4], ivar[2, 5], ivar[3, 6] = 1, 1 << 31, np.nan, -1
-    flux[0, 7] = np.inf
-    new = {"R_FLUX": fits.ImageHDU(flux), "R_IVAR": fits.ImageHDU(ivar), "R_MASK": fits.ImageHDU(mask)}
-    spectra, _ = read_all(write(tmp_path / "coadd-a.fits", **new))
-    first = 2700  # 5760 Å
-    own = np.arange(1, 5)[:, None] * np.ones(51)
-    expected, total = (2 * own + 6 * 5) / 8, np.full((count, 51), 8.0)
-    for row, pixel in [(0, 3), (1, 4), (2, 5), (3, 6), (0, 7)]:
-        expected[row, pixel], total[row, pixel] = own[row, pixel], 2
-    np.testing.assert_allclose(spectra.flux[:, first : first + 51], expected, rtol=1e-7)
-    np.testing.assert_array_equal(spectra.ivar[:, first : first + 51], total)
-    assert (spectra.flux[:, first - 1] == np.arange(1, 5)).all()
-    assert (spectra.flux[:, first + 51] == 5).all()
-
-
-@pytest.mark.parametrize("arm", ["B", "R", "Z"])
-def test_a_missing_arm_leaves_no_data(tmp_path: Path, arm: str) -> None:
-    gone = {f"{arm}_{part}": None for part in ("WAVELENGTH", "FLUX", "IVAR", "MASK")}
-    spectra, columns = read_all(write(tmp_path / "coadd-a.fits", **gone))
-    covered = np.zeros(GRID.pixels, bool)
-    for other, (first, pixels) in ARMS.items():
-        if other != arm:
-            start = round((first - 3600) / 0.8)
-            covered[start : start + pixels] = True
-    assert (spectra.good == covered).all()
-    assert (columns["status"] == Status.NO_REDSHIFT).all()
-
-
-def test_a_coadd_that_is_joined_already_and_one_without_masks(tmp_path: Path) -> None:
-    gone = {f"{arm}_{part}": None for arm in ARMS for part in ("WAVELENGTH", "FLUX", "IVAR", "MASK")}
-    flux = np.arange(4 * 7781, dtype=np.float32).reshape(4, 7781)
-    joined = {
-        "BRZ_WAVELENGTH": fits.ImageHDU(3600 + 0.8 * np.arange(7781)),
-        "BRZ_FLUX": fits.ImageHDU(flux),
-        "BRZ_IVAR": fits.ImageHDU(np.ones((4, 7781), np.float32)),
-    }
-    spectra, _ = read_all(write(tmp_path / "coadd-a.fits", **gone, **joined))
-    np.testing.assert_array_equal(spectra.flux, flux)
-    assert (spectra.ivar == 1).all()
-
-
-def test_a_compressed_mask_is_unpacked(tmp_path: Path) -> None:
-    mask = np.zeros((4, 2751), np.int32)
-    mask[2, 100] = 4
-    path = write(tmp_path / "coadd-a.fits", B_MASK=fits.CompImageHDU(mask), checksum=True)
-    spectra, _ = read_all(path)
-    assert np.argwhere(~spectra.good).tolist() == [[2, 100]]
-
-
-def test_rows_of_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "coadd-a.fits", checksum=True)
-    whole, all_columns = read_all(tmp_path)
-    monkeypatch.setattr("distspec.sources.desi.PIECE_ROWS", 3)
-    source = DesiCoadds(Desi(path=str(tmp_path)))
-    pieces = source.pieces()
-    assert [(p.start, p.stop) for p in pieces] == [(0, 3), (3, 4)]
-    parts = [source.read(piece) for piece in pieces]
-    np.testing.assert_array_equal(np.concatenate([s.rows for s, _ in parts]), [0, 1, 2, 3])
-    np.testing.assert_array_equal(np.concatenate([s.flux for s, _ in parts]), whole.flux)
-    np.testing.assert_array_equal(np.concatenate([c["id"] for _, c in parts]), all_columns["id"])
-
-
-# --- targets -------------------------------------------------------------------------------------------------------
-
-
-def test_redshifts_are_joined_on_the_exact_target(tmp_path: Path) -> None:
-    write(tmp_path / "coadd-a.fits")
-    # 2⁵³ and 2⁵³ + 1 are one number in double precision.
-    write_table(
-        tmp_path / "redrock-a.fits",
-        TARGETID=np.array([2**53, 2**62 + 3, -7, 2**53 + 1]),
-        Z=[9.0, 0.4, 0.3, 0.2],
-        ZWARN=[0, 1 << 7, 1, 4],
-        SPECTYPE=["QSO", "STAR", "GALAXY", "GALAXY"],
-        SUBTYPE=["", "M", "", ""],
-    )
-    write_table(tmp_path / "cat.fits", name="CAT", targetid=IDS[:2], z=[0.1, 7.0])
-    _, columns = read_all(tmp_path, "cat.fits")
-    assert columns["id"].tolist() == IDS.tolist()
-    assert columns["id"].dtype == np.int64
-    assert columns["z"].tolist() == [0.1, 0.2, 0.3, 0.4]
-    assert columns["zwarn"].tolist() == [0, 4, 1, 128]
-    assert columns["class"].tolist() == ["", "GALAXY", "GALAXY", "STAR"]
-    assert columns["subclass"].tolist() == ["", "", "", "M"]
-    assert columns["status"].tolist() == [0, 0, Status.NOT_A_TARGET, Status.FIBER]
-
-
-def test_targets_that_repeat(tmp_path: Path) -> None:
-    ids = np.array([5, 5, 6, 7], np.int64)
-    write(tmp_path / "coadd-a.fits", ids)
-    write_table(tmp_path / "redrock-a.fits", TARGETID=[7, 6, 5, 6, 5], Z=[0.7, 0.6, 0.5, 0.61, 0.5])
-    _, columns = read_all(tmp_path)
-    np.testing.assert_array_equal(columns["z"], [0.5, 0.5, np.nan, 0.7])
-    assert columns["status"].tolist() == [0, 0, Status.NO_REDSHIFT, 0]
-
-
-def test_the_surveys_own_choice_among_repeats(tmp_path: Path) -> None:
-    write(tmp_path / "coadd-a.fits", np.array([6], np.int64))
-    chosen = {"TARGETID": [6, 6], "Z": [0.6, 0.61], "ZCAT_PRIMARY": [False, True]}
-    write_table(tmp_path / "cat.fits", name="ZCATALOG", **chosen)
-    assert read_all(tmp_path, str(tmp_path / "cat.fits"))[1]["z"].tolist() == [0.61]
-
-
-def test_status_of_fibers_and_objects(tmp_path: Path) -> None:
-    ivar = {f"{arm}_IVAR": fits.ImageHDU(np.ones((4, pixels), np.float32)) for arm, (_, pixels) in ARMS.items()}
-    for unit in ivar.values():
-        unit.data[3] = 0
-    columns = [
-        fits.Column("COADD_FIBERSTATUS", "J", array=[0, 1 << 9, 0, 0]),
-        fits.Column("OBJTYPE", "3A", array=["TGT", "TGT", "SKY", "TGT"]),
-        fits.Column("EBV", "E", array=[0.1, 0.0, np.nan, -1]),
-    ]
-    write(tmp_path / "coadd-a.fits", columns=columns, **ivar)
-    write_table(tmp_path / "redrock-a.fits", TARGETID=IDS, Z=[0.1, 0.2, 0.3, np.nan])
-    _, table = read_all(tmp_path)
-    expected = [Status.OK, Status.FIBER, Status.NOT_A_TARGET, Status.DEAD | Status.NO_REDSHIFT]
-    assert table["status"].tolist() == expected
-    np.testing.assert_array_equal(table["ebv"], np.array([0.1, np.nan, np.nan, np.nan], np.float32))
-
-
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
@@ -291,12 +136,15 @@ def test_companions_are_not_taken_for_coadds(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "coadd-b.fits.gz").write_bytes(gzip.compress(path.read_bytes()))
     (tmp_path / "broken.fits").write_bytes(b"<html>")
-    source = DesiCoadds(Desi(path=str(tmp_path)))
-    pieces = source.pieces()
-    assert [(p.name, len(p)) for p in pieces] == [("broken.fits", 1), ("coadd-a.fits", 4), ("deep/coadd-b.fits.gz", 4)]
-    np.testing.assert_array_equal(source.read(pieces[1])[0].flux, source.read(pieces[2])[0].flux)
-    with pytest.raises(SourceError, match="a web page"):
-        source.read(pieces[0])
+    source = desi(tmp_path)
+    names = [entry.name for entry in source.files()]
+    assert names == ["broken.fits", "coadd-a.fits", "deep/coadd-b.fits.gz"]
+    assert [source.count(name) for name in names[1:]] == [4, 4]
+    first, second = (source.read(Piece(name, 0, 4))[0] for name in names[1:])
+    np.testing.assert_array_equal(first.flux, second.flux)
+    for reading in (source.count, lambda name: source.read(Piece(name, 0, 1))):
+        with pytest.raises(SourceError, match="a web page"):
+            reading(names[0])
 
 
 @pytest.mark.parametrize(
@@ -322,7 +170,7 @@ def test_companions_are_not_taken_for_coadds(tmp_path: Path) -> None:
 def test_wrong_contents_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = write(tmp_path / "coadd-a.fits", **changes)
     with pytest.raises(SourceError, match=message) as caught:
-        read_all(path)
+        desi(path).read(Piece(path.name, 0, 1))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -334,7 +182,7 @@ def test_another_flux_unit_is_refused(tmp_path: Path) -> None:
         read_all(write(tmp_path / "coadd-a.fits", B_FLUX=unit))
 
 
-def test_damage_is_noticed(tmp_path: Path) -> None:
+def test_t1_t2_damage_is_noticed(tmp_path: Path) -> None:
     content = write(tmp_path / "coadd-a.fits", checksum=True).read_bytes()
     (tmp_path / "coadd-a.fits").write_bytes(content[:-5000])
     with pytest.raises(SourceError, match="truncated"):
@@ -351,35 +199,139 @@ def test_a_damaged_redrock_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "redrock-a.fits").write_bytes(b"")
     with pytest.raises(SourceError, match=r"redrock-a\.fits: the file is empty"):
         read_all(tmp_path)
+    known = desi(tmp_path).identify(Piece("coadd-a.fits", 0, 4))
+    assert known["id"].tolist() == IDS.tolist()
+    assert np.isnan(known["z"]).all()
 
 
-def test_a_coadd_without_spectra_is_one_piece_that_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_t1_spectra_of_a_torn_file_keep_their_targets(tmp_path: Path, packed: bool) -> None:
+    columns = table_of({"DESI_TARGET": [LRG, QSO, LRG, LRG]})
+    # Noise, so that the stream does not shrink and is torn behind the FIBERMAP.
+    noise = fits.ImageHDU(np.random.default_rng(1).normal(size=(4, 2751)).astype(np.float32))
+    path = write(tmp_path / "coadd-main-dark-1.fits", columns=columns, checksum=True, B_FLUX=noise)
+    write_table(tmp_path / "redrock-main-dark-1.fits", TARGETID=IDS, Z=[0.1, 0.2, 0.3, 0.4])
+    whole = {targets: read_all(path, targets=targets)[1] for targets in ((), ("LRG",))}
+    content = path.read_bytes()
+    if packed:
+        path.unlink()
+        path = path.with_name(f"{path.name}.gz")
+        content = gzip.compress(content)
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(content[:200_000])
+    for targets, columns in whole.items():
+        source = desi(path, targets=targets)
+        count = source.count(path.name)
+        assert count == len(columns["id"])
+        with pytest.raises(SourceError, match="truncated"):
+            source.read(Piece(path.name, 0, count))
+        known = source.identify(Piece(path.name, 1, count))
+        assert known.keys() == columns.keys()
+        for name, values in known.items():
+            np.testing.assert_array_equal(values, columns[name][1:])
+        assert known["z"].tolist() == columns["z"][1:].tolist()
+
+
+def test_what_is_torn_inside_its_fibermap_is_unknown(tmp_path: Path) -> None:
+    path = write(tmp_path / "coadd-a.fits")
+    path.write_bytes(path.read_bytes()[: 2880 * 2 + 50])
+    assert desi(path).identify(Piece(path.name, 0, 4)) == {}
+
+
+def test_archives_and_buckets(tmp_path: Path) -> None:
+    folder = tmp_path / "healpix" / "main" / "dark" / "0" / "7"
+    folder.mkdir(parents=True)
+    write(folder / "coadd-main-dark-7.fits")
+    write_table(folder / "redrock-main-dark-7.fits", TARGETID=IDS, Z=[0.1, 0.2, 0.3, 0.4])
+    whole, columns = read_all(tmp_path)
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(tmp_path / "healpix", "./healpix")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, path.relative_to(tmp_path))
+    bucket = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        bucket.pipe(f"/desi/{path.relative_to(tmp_path)}", path.read_bytes())
+    (tmp_path / "some.txt").write_text("# a list\nhealpix/main/dark/0/7/coadd-main-dark-7.fits\n")
+    for root in (tmp_path / "all.tar", tmp_path / "all.zip", "memory://desi", tmp_path / "some.txt"):
+        source = pickle.loads(pickle.dumps(desi(root)))
+        ((name, count),) = ((entry.name, source.count(entry.name)) for entry in source.files())
+        assert name == "healpix/main/dark/0/7/coadd-main-dark-7.fits"
+        spectra, table = source.read(Piece(name, 0, count))
+        np.testing.assert_array_equal(spectra.flux, whole.flux)
+        assert table["z"].tolist() == columns["z"].tolist()
+
+
+def test_t8_a_coadd_without_spectra_and_one_of_one(tmp_path: Path) -> None:
     write(tmp_path / "coadd-a.fits", np.zeros(0, np.int64))
-    with pytest.raises(SourceError, match="0 spectra; expected 1"):
-        read_all(tmp_path)
+    assert desi(tmp_path).count("coadd-a.fits") == 0
+    assert desi(tmp_path, targets=("LRG",)).count("coadd-a.fits") == 0
+    with pytest.raises(SourceError, match="0 wanted spectra; expected 1"):
+        desi(tmp_path).read(Piece("coadd-a.fits", 0, 1))
+    spectra, columns = read_all(write(tmp_path / "coadd-b.fits", IDS[:1]))
+    assert (len(spectra), columns["id"].tolist()) == (1, IDS[:1].tolist())
 
 
-def test_a_size_that_no_file_can_have_is_not_believed(tmp_path: Path) -> None:
+def test_t6_a_size_that_no_file_can_have_is_not_believed(tmp_path: Path) -> None:
     content = write(tmp_path / "a.fits").read_bytes()
     old = b"NAXIS2  =                    4"
     content = content.replace(old, b"NAXIS2  =     4000000000000000", 1)
     (tmp_path / "coadd-a.fits").write_bytes(content)
     (tmp_path / "coadd-b.fits.gz").write_bytes(gzip.compress(content))
     (tmp_path / "a.fits").unlink()
-    source = DesiCoadds(Desi(path=str(tmp_path)))
-    assert [len(piece) for piece in source.pieces()] == [1, 1]
-    for piece in source.pieces():
+    source = desi(tmp_path)
+    for entry in source.files():
+        with pytest.raises(SourceError, match="truncated|could be read"):
+            source.count(entry.name)
         with pytest.raises(SourceError, match="truncated"):
-            source.read(piece)
+            source.read(Piece(entry.name, 0, 1))
+        assert source.identify(Piece(entry.name, 0, 1)) == {}
 
 
 def test_wrong_paths(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no file or folder .*nowhere"):
-        DesiCoadds(Desi(path=str(tmp_path / "nowhere"))).pieces()
+        desi(tmp_path / "nowhere").files()
     with pytest.raises(SourceError, match=r"no \*\.fits or \*\.fits\.gz file"):
-        DesiCoadds(Desi(path=str(tmp_path))).pieces()
+        desi(tmp_path).files()
     write_table(tmp_path / "redrock-a.fits", TARGETID=[1], Z=[0.1])
     with pytest.raises(SourceError, match=r"no coadd-\*\.fits"):
-        DesiCoadds(Desi(path=str(tmp_path))).pieces()
+        desi(tmp_path).files()
     with pytest.raises(SourceError, match=r"no catalog file 'gone\.fits'"):
-        DesiCoadds(Desi(path=str(tmp_path), catalog="gone.fits")).pieces()
+        desi(tmp_path, catalog="gone.fits").files()
+
+
+@pytest.mark.parametrize("layout", ["flat", "healpix", "tile"])
+def test_the_surveys_own_trees(tmp_path: Path, layout: Any) -> None:
+    survey = SimulatedSurvey(Simulate(spectra=700, anomalies=0.1), seed=5)
+    paths = write_desi(survey, tmp_path, range(40, 100), targets_per_file=25, layout=layout)
+    catalog = survey.catalog(40, 100)
+    source = desi(tmp_path)
+    pieces = pieces_of(source)
+    assert [p.name for p in pieces] == [path.relative_to(tmp_path).as_posix() for path in paths]
+    tables = [source.read(piece)[1] for piece in pieces]
+    columns = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    np.testing.assert_array_equal(columns["id"], catalog["id"])
+    np.testing.assert_array_equal(columns["z"], catalog["z"])
+    assert (columns["survey"] == "main").all() and (columns["program"] == "dark").all()
+    number = np.repeat([0, 1, 2], [25, 25, 10])
+    by_tile = layout == "tile"
+    np.testing.assert_array_equal(columns["healpix"], -1 if by_tile else number)
+    np.testing.assert_array_equal(columns["tile"], 1000 if by_tile else -1)
+    fiber = number * 500 + np.concatenate([np.arange(25), np.arange(25), np.arange(10)])
+    np.testing.assert_array_equal(columns["fiber"], fiber if by_tile else -1)
+    quasars = desi(tmp_path, targets=("QSO",))
+    assert sum(quasars.count(p.name) for p in pieces) == (catalog["class"] == "QSO").sum()
+
+
+def test_a_selection_from_the_surveys_own_catalog(tmp_path: Path) -> None:
+    survey = SimulatedSurvey(Simulate(spectra=700, anomalies=0.1), seed=5)
+    write_desi(survey, tmp_path, range(100), targets_per_file=25, layout="healpix")
+    path = write_zcatalog(survey, tmp_path / "zall-pix-x.fits", range(150), targets_per_file=25)
+    wanted = Wanted(where=(Condition(column="ZWARN", one_of=(0,)), Condition(column="Z", min=0.1)))
+    source = desi(tmp_path, catalog=str(path), wanted=wanted)
+    catalog = survey.catalog(0, 150)
+    taken = (catalog["zwarn"] == 0) & (catalog["z"] >= 0.1)
+    ids = np.concatenate([source.read(piece)[1]["id"] for piece in pieces_of(source)])
+    np.testing.assert_array_equal(ids, catalog["id"][:100][taken[:100]])
+    assert len(source.missing()) == taken[100:].sum()

@@ -3,26 +3,38 @@
 import csv
 import gzip
 import pickle
+import tarfile
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
+from pydantic import ValidationError
 
-from distspec.config import Sdss
-from distspec.errors import SourceError
-from distspec.sources.sdss import BAD_PIXEL, GRID, SdssSpectra, _identity
+from distspec.config import Condition, Sdss, Wanted
+from distspec.errors import ConfigError, SourceError
+from distspec.sources import Piece
+from distspec.sources.sdss import SdssFiles, SdssSpectra, open_sdss
+from distspec.sources.sdss_conventions import BAD_PIXEL, GRID, identities
 from distspec.spectra import Columns, Spectra, Status
 
 BRIGHTSKY, NEARBADPIXEL, UNKNOWN = 1 << 23, 1 << 16, 1 << 29
 
 
 def read_one(path: Path) -> tuple[Spectra, Columns]:
-    source = SdssSpectra(Sdss(path=str(path)))
-    (piece,) = source.pieces()
-    return source.read(piece)
+    source = open_sdss(Sdss(path=str(path), layout="spec"), path.parent)
+    (entry,) = source.files()
+    assert entry.count == 1
+    return source.read(Piece(entry.name, 0, 1))
+
+
+def pieces_of(source: Any) -> list[Piece]:
+    return [Piece(entry.name, 0, source.count(entry.name)) for entry in source.files()]
 
 
 @pytest.fixture
@@ -73,8 +85,8 @@ def write(path: Path, parts: dict[str, Any], checksum: bool = False, **changes: 
 
 
 def test_every_file_is_read_and_ids_come_out_digit_for_digit(folder: Path) -> None:
-    source = pickle.loads(pickle.dumps(SdssSpectra(Sdss(path=str(folder)))))
-    pieces = source.pieces()
+    source = pickle.loads(pickle.dumps(open_sdss(Sdss(path=str(folder)), folder)))
+    pieces = pieces_of(source)
     with (folder.parent / "labels.csv").open() as file:
         labels = {row["file"]: row for row in csv.DictReader(file) if row["folder"] == "sdss"}
     assert [p.name for p in pieces] == sorted(f.name for f in folder.iterdir())
@@ -96,12 +108,13 @@ def test_every_file_is_read_and_ids_come_out_digit_for_digit(folder: Path) -> No
             assert columns["id"][0] == str(row["SPECOBJID"]).strip()
             assert columns["ra"][0] == row["PLUG_RA"]
         # The published bit formula, from the four numbers alone.
-        assert columns["id"][0] == _identity(None, plate, mjd, fiber, run2d, "")
+        numbers = (np.array([number]) for number in (plate, mjd, fiber))
+        assert columns["id"][0] == identities(None, *numbers, run2d, "")[0]
 
 
 def test_pixels_agree_with_a_plain_read(folder: Path) -> None:
-    source = SdssSpectra(Sdss(path=str(folder)))
-    for piece in source.pieces():
+    source = open_sdss(Sdss(path=str(folder)), folder)
+    for piece in pieces_of(source):
         spectra, _ = source.read(piece)
         with fits.open(folder / piece.name) as units:
             table = {name.lower(): np.array(units[1].data[name]) for name in units[1].data.names}
@@ -169,9 +182,9 @@ def test_a_file_that_is_as_it_should_be(tmp_path: Path, parts: dict[str, Any]) -
     packed.parent.mkdir()
     packed.write_bytes(gzip.compress(path.read_bytes()))
     (tmp_path / "._a.fits").write_bytes(b"junk that some systems leave")
-    source = SdssSpectra(Sdss(path=str(tmp_path)))
-    assert [piece.name for piece in source.pieces()] == ["a.fits", "sub/b.fits.gz"]
-    for piece in source.pieces():
+    source = open_sdss(Sdss(path=str(tmp_path)), tmp_path)
+    assert [entry.name for entry in source.files()] == ["a.fits", "sub/b.fits.gz"]
+    for piece in pieces_of(source):
         spectra, columns = source.read(piece)
         assert spectra.grid == source.grid
         np.testing.assert_array_equal(spectra.flux[0, 600:650], parts["flux"])
@@ -195,7 +208,7 @@ def test_masked_pixels(tmp_path: Path, parts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_short_spectra(tmp_path: Path, parts: dict[str, Any], count: int) -> None:
+def test_t8_short_spectra(tmp_path: Path, parts: dict[str, Any], count: int) -> None:
     cut = {name: parts[name][:count] for name in ("flux", "ivar", "loglam", "and_mask")}
     spectra, columns = read_one(write(tmp_path / "a.fits", parts, **cut))
     assert spectra.good.sum() == count
@@ -217,6 +230,10 @@ def test_padding_without_wavelength_is_ignored(tmp_path: Path, parts: dict[str, 
         ({"ZWARNING": 1}, Status.NOT_A_TARGET),
         ({"OBJTYPE": "SKY"}, Status.NOT_A_TARGET),
         ({"SOURCETYPE": "SKY", "Z": float("inf")}, Status.NOT_A_TARGET | Status.NO_REDSHIFT),
+        ({"OBJTYPE": "SPECTROPHOTO_STD"}, Status.NOT_A_TARGET),
+        ({"SOURCETYPE": "REDDEN_STD", "OBJTYPE": "NA"}, Status.NOT_A_TARGET),
+        ({"TARGETTYPE": "STANDARD"}, Status.NOT_A_TARGET),
+        ({"TARGETTYPE": "SCIENCE", "OBJTYPE": "NA"}, Status.OK),
         ({"ZWARNING": 4}, Status.OK),
     ],
 )
@@ -235,7 +252,7 @@ def test_status(tmp_path: Path, parts: dict[str, Any], changes: dict[str, Any], 
         fits.Column("SPECOBJID", "K", bzero=2**63, array=np.array([299489676975171584], np.uint64)),
     ],
 )
-def test_an_id_of_any_storage_is_exact(tmp_path: Path, parts: dict[str, Any], specobjid: Any) -> None:
+def test_t7_t10_an_id_of_any_storage_is_exact(tmp_path: Path, parts: dict[str, Any], specobjid: Any) -> None:
     _, columns = read_one(write(tmp_path / "a.fits", parts, catalog=parts["catalog"] | {"SPECOBJID": specobjid}))
     assert columns["id"].tolist() == ["299489676975171584"]
 
@@ -260,10 +277,10 @@ def test_an_unsigned_id_without_its_shift(tmp_path: Path, parts: dict[str, Any])
         ({"loglam": np.linspace(3800, 9200, 50, dtype=np.float32)}, "good pixels outside"),
         ({"loglam": np.log(np.linspace(3800, 9200, 50)).astype(np.float32)}, "good pixels outside"),
         ({"loglam": np.full(50, np.nan, np.float32)}, "good pixels outside"),
-        ({"loglam": np.full(50, 3.6, np.float32)}, "repeats a wavelength"),
+        ({"loglam": np.full(50, 3.6, np.float32)}, "wavelength is repeated"),
     ],
 )
-def test_wrong_contents_are_refused(
+def test_t4_wrong_contents_are_refused(
     tmp_path: Path, parts: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
     path = write(tmp_path / "a.fits", parts, **changes)
@@ -275,7 +292,7 @@ def test_wrong_contents_are_refused(
 
 
 @pytest.mark.parametrize("column", ["Z", "ZWARNING", "CLASS", "SUBCLASS"])
-def test_a_missing_column_is_named(tmp_path: Path, parts: dict[str, Any], column: str) -> None:
+def test_t4_a_missing_column_is_named(tmp_path: Path, parts: dict[str, Any], column: str) -> None:
     path = write(tmp_path / "a.fits", parts, catalog=parts["catalog"] | {column: None})
     with pytest.raises(SourceError, match=column):
         read_one(path)
@@ -309,7 +326,7 @@ def test_an_id_that_cannot_be_known_is_refused(tmp_path: Path, parts: dict[str, 
         (b"\x1f\x8b broken", "gzip data damaged"),
     ],
 )
-def test_what_is_not_fits_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_t9_what_is_not_fits_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.fits"
     path.write_bytes(content)
     with pytest.raises(SourceError, match=message) as caught:
@@ -318,7 +335,7 @@ def test_what_is_not_fits_is_named(tmp_path: Path, content: bytes, message: str)
 
 
 @pytest.mark.parametrize("length", [2879, 2880 + 100, 5760 + 80, -1, -2880])
-def test_a_truncated_file_is_refused(tmp_path: Path, parts: dict[str, Any], length: int) -> None:
+def test_t1_a_truncated_file_is_refused(tmp_path: Path, parts: dict[str, Any], length: int) -> None:
     path = write(tmp_path / "a.fits", parts)
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(SourceError, match="truncated"):
@@ -328,14 +345,33 @@ def test_a_truncated_file_is_refused(tmp_path: Path, parts: dict[str, Any], leng
         read_one(path.with_suffix(".fits.gz"))
 
 
-def test_a_truncated_gzip_file_is_refused(tmp_path: Path, parts: dict[str, Any]) -> None:
+def test_t1_a_truncated_gzip_file_is_refused(tmp_path: Path, parts: dict[str, Any]) -> None:
     packed = gzip.compress(write(tmp_path / "a.fits", parts).read_bytes())
     (tmp_path / "b.fits.gz").write_bytes(packed[:-30])
     with pytest.raises(SourceError, match="gzip data damaged or truncated"):
         read_one(tmp_path / "b.fits.gz")
 
 
-def test_a_flipped_bit_is_caught_by_the_checksum(tmp_path: Path, parts: dict[str, Any]) -> None:
+def test_t3_without_a_checksum_nothing_is_verified(tmp_path: Path, parts: dict[str, Any]) -> None:
+    """What a file does not promise cannot be broken: the flipped bit is read as it stands."""
+    content = bytearray(write(tmp_path / "a.fits", parts).read_bytes())
+    content[content.index(np.array(25, ">f4").tobytes())] ^= 1
+    (tmp_path / "a.fits").write_bytes(content)
+    assert read_one(tmp_path / "a.fits")[0].flux[0, 624] != parts["flux"][24]
+
+
+def test_t6_a_gzip_bomb_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = write(tmp_path / "a.fits", parts).read_bytes()
+    (tmp_path / "a.fits").unlink()
+    (tmp_path / "b.fits.gz").write_bytes(gzip.compress(content + bytes(1 << 24)))
+    monkeypatch.setattr("distspec.sources.fits.UNPACKED_LIMIT", 1 << 20)
+    with pytest.raises(SourceError, match="unpacks to more than"):
+        read_one(tmp_path / "b.fits.gz")
+
+
+def test_t2_a_flipped_bit_is_caught_by_the_checksum(tmp_path: Path, parts: dict[str, Any]) -> None:
     content = bytearray(write(tmp_path / "a.fits", parts, checksum=True).read_bytes())
     content[content.index(np.array(25, ">f4").tobytes())] ^= 1
     (tmp_path / "a.fits").write_bytes(content)
@@ -343,7 +379,7 @@ def test_a_flipped_bit_is_caught_by_the_checksum(tmp_path: Path, parts: dict[str
         read_one(tmp_path / "a.fits")
 
 
-def test_a_changed_header_is_caught_by_the_checksum(tmp_path: Path, parts: dict[str, Any]) -> None:
+def test_t2_a_changed_header_is_caught_by_the_checksum(tmp_path: Path, parts: dict[str, Any]) -> None:
     content = write(tmp_path / "a.fits", parts, checksum=True).read_bytes()
     (tmp_path / "a.fits").write_bytes(content.replace(b"'loglam  '", b"'loglam'  "))
     with pytest.raises(SourceError, match="checksum of COADD is wrong"):
@@ -364,7 +400,7 @@ def test_a_changed_header_is_caught_by_the_checksum(tmp_path: Path, parts: dict[
         (b"TTYPE1  = 'flux    '", b"TTYPE1  = 'ivar    '", "expected an SDSS table"),
     ],
 )
-def test_a_damaged_header_is_refused(
+def test_t5_t6_a_damaged_header_is_refused(
     tmp_path: Path, parts: dict[str, Any], old: bytes, new: bytes, message: str
 ) -> None:
     content = write(tmp_path / "a.fits", parts).read_bytes()
@@ -374,7 +410,7 @@ def test_a_damaged_header_is_refused(
         read_one(tmp_path / "a.fits")
 
 
-def test_a_stray_byte_in_a_comment_and_a_repeated_keyword_do_no_harm(tmp_path: Path, parts: dict[str, Any]) -> None:
+def test_t5_a_stray_byte_in_a_comment_and_a_repeated_keyword_do_no_harm(tmp_path: Path, parts: dict[str, Any]) -> None:
     content = write(tmp_path / "a.fits", parts).read_bytes()
     end = content.index(b"END" + b" " * 77)
     cards = b"COMMENT \xc5ngstr\xf6m".ljust(80) + b"VACUUM  =                    F".ljust(80)
@@ -385,13 +421,115 @@ def test_a_stray_byte_in_a_comment_and_a_repeated_keyword_do_no_harm(tmp_path: P
 
 def test_wrong_paths(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no file or folder .*nowhere"):
-        SdssSpectra(Sdss(path=str(tmp_path / "nowhere"))).pieces()
-    with pytest.raises(SourceError, match=r"no \*\.fits or \*\.fits\.gz file in folder"):
-        SdssSpectra(Sdss(path=str(tmp_path))).pieces()
+        open_sdss(Sdss(path=str(tmp_path / "nowhere")), tmp_path).files()
+    with pytest.raises(SourceError, match=r"no \*\.fits or \*\.fits\.gz file in"):
+        open_sdss(Sdss(path=str(tmp_path)), tmp_path).files()
 
 
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("root", ["", "files.list"])
+def test_a_file_that_may_not_be_read(tmp_path: Path, root: str) -> None:
     (tmp_path / "a.fits").symlink_to(tmp_path / "gone.fits")
-    source = SdssSpectra(Sdss(path=str(tmp_path)))
+    (tmp_path / "files.list").write_text("a.fits\n")
+    source = open_sdss(Sdss(path=str(tmp_path / root)), tmp_path)
     with pytest.raises(SourceError, match=r"a\.fits: No such file"):
-        source.read(source.pieces()[0])
+        source.read(pieces_of(source)[0])
+
+
+# --- layouts, catalogs and places ----------------------------------------------------------------------------------
+
+
+def write_catalog(path: Path, spectra: list[tuple[int, int, int]], **columns: Any) -> Path:
+    keys = dict(zip(("PLATE", "MJD", "FIBERID"), np.array(spectra).T, strict=True))
+    Table(keys | columns).write(path)
+    return path
+
+
+def test_files_are_wanted_by_their_names_and_others_by_their_rows(tmp_path: Path, parts: dict[str, Any]) -> None:
+    folder = tmp_path / "spectra" / "0266"
+    folder.mkdir(parents=True)
+    for fiber in (1, 2, 3):
+        write(folder / f"spec-0266-51602-{fiber:04d}.fits", parts, catalog=parts["catalog"] | {"FIBERID": fiber})
+    write(tmp_path / "spectra" / "odd.fits", parts, catalog=parts["catalog"] | {"FIBERID": 5, "SPECOBJID": None})
+    write(tmp_path / "spectra" / "other.fits", parts, catalog=parts["catalog"] | {"FIBERID": 6})
+    spectra = [(266, 51602, 1), (266, 51602, 2), (266, 51602, 5), (300, 51700, 7), (266, 51602, 3)]
+    write_catalog(tmp_path / "spectra" / "specObj-dr16.fits", spectra, SN_MEDIAN_ALL=[9.0, 2.0, 9.0, 9.0, 7.0])
+    wanted = Wanted(where=(Condition(column="sn_median_all", min=5.0),))
+    settings = Sdss(path=str(tmp_path / "spectra"), catalog="specObj-dr16.fits", wanted=wanted)
+    source = pickle.loads(pickle.dumps(open_sdss(settings, tmp_path)))
+    counts = {entry.name: entry.count for entry in source.files()}
+    first, third = "0266/spec-0266-51602-0001.fits", "0266/spec-0266-51602-0003.fits"
+    assert counts == {first: 1, third: 1, "odd.fits": None, "other.fits": None}
+    assert (source.count("odd.fits"), source.count("other.fits")) == (1, 0)
+    assert source.read(Piece("odd.fits", 0, 1))[1]["fiber"].tolist() == [5]
+    assert source.missing() == []  # one of the files with other names might be it
+    for name in ("odd", "other"):
+        (tmp_path / "spectra" / f"{name}.fits").unlink()
+    assert open_sdss(settings, tmp_path).missing() == ["spec-0266-51602-0005", "spec-0300-51700-0007"]
+    assert len(pickle.dumps(source)) < 2000
+    assert open_sdss(Sdss(path=str(tmp_path / "spectra")), tmp_path).missing() == []
+
+
+def test_the_highest_of_a_catalog(tmp_path: Path, parts: dict[str, Any]) -> None:
+    for fiber in range(1, 6):
+        write(tmp_path / f"spec-0266-51602-{fiber:04d}.fits", parts)
+    spectra = [(266, 51602, fiber) for fiber in range(1, 6)]
+    catalog = write_catalog(tmp_path / "cat.fits", spectra, SN=[1.0, np.nan, 3.0, 3.0, 2.0])
+    settings = Sdss(path=str(tmp_path), catalog=str(catalog), wanted=Wanted(highest="SN", limit=2))
+    names = [entry.name for entry in open_sdss(settings, tmp_path).files()]
+    assert names == ["spec-0266-51602-0003.fits", "spec-0266-51602-0004.fits"]
+
+
+def test_conditions_without_a_catalog_are_refused() -> None:
+    with pytest.raises(ValidationError, match="wanted needs a catalog"):
+        Sdss(path="x", wanted=Wanted(highest="SN", limit=2))
+
+
+def test_companions_and_both_layouts(tmp_path: Path, parts: dict[str, Any]) -> None:
+    path = write(tmp_path / "spec-0266-51602-0001.fits", parts)
+    for name in ("spZbest-0266-51602.fits", "spAll-v5_13_0.fits", "specObj-dr16.fits", "photoPosPlate-0266.fits"):
+        (tmp_path / name).write_bytes(path.read_bytes())
+    source = open_sdss(Sdss(path=str(tmp_path)), tmp_path)
+    assert [entry.name for entry in source.files()] == [path.name]
+    assert isinstance(source, SdssFiles)
+    (tmp_path / "spPlate-0266-51602.fits").write_bytes(path.read_bytes())
+    with pytest.raises(ConfigError, match='1 spPlate and 1 spec files.*set layout = "plate"'):
+        open_sdss(Sdss(path=str(tmp_path)), tmp_path).files()
+    source = open_sdss(Sdss(path=str(tmp_path), layout="spec"), tmp_path)
+    assert isinstance(source, SdssSpectra)
+    assert [entry.name for entry in source.files()] == [path.name]
+    path.unlink()
+    with pytest.raises(SourceError, match="no spec file in"):
+        open_sdss(Sdss(path=str(tmp_path), layout="spec"), tmp_path).files()
+    # Named by itself, a file is read whatever its name.
+    alone = Sdss(path=str(tmp_path / "spZbest-0266-51602.fits"), layout="spec")
+    assert len(open_sdss(alone, tmp_path).files()) == 1
+
+
+def test_archives_buckets_and_lists(tmp_path: Path, parts: dict[str, Any]) -> None:
+    folder = tmp_path / "lite" / "0266"
+    folder.mkdir(parents=True)
+    for fiber in (1, 2):
+        flux = parts["flux"] * fiber
+        write(folder / f"spec-0266-51602-{fiber:04d}.fits", parts, flux=flux)
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(tmp_path / "lite", "./lite")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, path.relative_to(tmp_path))
+    bucket = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        bucket.pipe(f"/sdss/{path.relative_to(tmp_path)}", path.read_bytes())
+    names = [f"lite/0266/spec-0266-51602-{fiber:04d}.fits" for fiber in (1, 2)]
+    (tmp_path / "some.list").write_text("\n".join(["# comment", "", *names, names[0]]))
+    for root in ("all.tar", "all.zip", "memory://sdss", "some.list", ""):
+        path = root if "://" in root else str(tmp_path / root) if root else str(tmp_path)
+        source = pickle.loads(pickle.dumps(open_sdss(Sdss(path=path), tmp_path)))
+        assert [entry.name for entry in source.files()] == names
+        for fiber, name in enumerate(names, 1):
+            spectra, _ = source.read(Piece(name, 0, 1))
+            np.testing.assert_array_equal(spectra.flux[0, 600:650], parts["flux"] * fiber)
+    single = "memory://sdss/lite/0266/spec-0266-51602-0002.fits"
+    source = open_sdss(Sdss(path=single), tmp_path)
+    assert [entry.name for entry in source.files()] == ["spec-0266-51602-0002.fits"]
+    spectra, _ = source.read(Piece("spec-0266-51602-0002.fits", 0, 1))
+    assert spectra.flux[0, 600] == parts["flux"][0] * 2

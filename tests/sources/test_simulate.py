@@ -23,10 +23,6 @@ WAVE = SDSS_GRID.wave
 REST = WaveGrid("log", 1000.0, 1e-4, 10000)
 
 
-def piece(start: int, stop: int) -> Piece:
-    return Piece("rows", start, stop)
-
-
 @pytest.fixture(scope="module")
 def survey() -> SimulatedSurvey:
     return SimulatedSurvey(Simulate(spectra=2048, anomalies=0.1), seed=5)
@@ -34,7 +30,7 @@ def survey() -> SimulatedSurvey:
 
 @pytest.fixture(scope="module")
 def batch(survey: SimulatedSurvey) -> tuple[Spectra, Columns]:
-    return survey.read(piece(0, 2048))
+    return survey.rows(0, 2048)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +52,12 @@ def mean_near(flux: np.ndarray, z: np.ndarray, low: float, high: float) -> np.nd
 
 
 def test_same_seed_same_survey(survey: SimulatedSurvey, batch: tuple[Spectra, Columns]) -> None:
-    again, columns = pickle.loads(pickle.dumps(survey)).read(piece(0, 2048))
+    again, columns = pickle.loads(pickle.dumps(survey)).rows(0, 2048)
     assert np.array_equal(again.flux, batch[0].flux)
     assert np.array_equal(again.ivar, batch[0].ivar)
     for name, values in columns.items():
         np.testing.assert_array_equal(values, batch[1][name], err_msg=name)
-    other = SimulatedSurvey(survey.settings, seed=6).read(piece(0, 10))[0]
+    other = SimulatedSurvey(survey.settings, seed=6).rows(0, 10)[0]
     assert not np.array_equal(other.flux, again.flux[:10])
 
 
@@ -69,7 +65,7 @@ def test_same_seed_same_survey(survey: SimulatedSurvey, batch: tuple[Spectra, Co
 def test_any_range_is_a_slice_of_the_whole(
     survey: SimulatedSurvey, batch: tuple[Spectra, Columns], start: int, stop: int
 ) -> None:
-    spectra, columns = survey.read(piece(start, stop))
+    spectra, columns = survey.rows(start, stop)
     assert np.array_equal(spectra.rows, np.arange(start, stop))
     assert np.array_equal(spectra.flux, batch[0].flux[start:stop])
     assert np.array_equal(spectra.ivar, batch[0].ivar[start:stop])
@@ -79,10 +75,9 @@ def test_any_range_is_a_slice_of_the_whole(
 
 def test_a_longer_survey_begins_with_the_shorter_one(survey: SimulatedSurvey) -> None:
     short = SimulatedSurvey(survey.settings.model_copy(update={"spectra": 700}), survey.seed)
-    assert [len(p) for p in short.pieces()] == [512, 188]
-    last = short.pieces()[-1]
-    assert (last.name, last.start, last.stop) == ("block-000001", 512, 700)
-    ours, theirs = short.read(last), survey.read(piece(512, 700))
+    assert [(entry.name, entry.count) for entry in short.files()] == [("block-000000", 512), ("block-000001", 188)]
+    assert short.count("block-000001") == 188
+    ours, theirs = short.read(Piece("block-000001", 0, 188)), survey.rows(512, 700)
     assert np.array_equal(ours[0].flux, theirs[0].flux)
     np.testing.assert_array_equal(ours[1]["anomaly_wave"], theirs[1]["anomaly_wave"])
 
@@ -90,7 +85,7 @@ def test_a_longer_survey_begins_with_the_shorter_one(survey: SimulatedSurvey) ->
 def test_rows_outside_are_refused(survey: SimulatedSurvey) -> None:
     for start, stop in ((2040, 2049), (5, 5), (-1, 3)):
         with pytest.raises(SourceError, match="rows"):
-            survey.read(piece(start, stop))
+            survey.rows(start, stop)
     with pytest.raises(SourceError, match="3500"):
         survey.on(WaveGrid("linear", 3000.0, 1.0, 100))
 
@@ -141,9 +136,9 @@ def test_masked_pixels_and_dead_fibers() -> None:
     assert 1 <= dead.size <= 12
     assert set(columns["status"][dead]) == {int(Status.FIBER)}
     assert (columns["anomaly"][dead] == "").all()
-    one = survey.read(piece(int(dead[0]), int(dead[0]) + 1))[0]
+    one = survey.rows(int(dead[0]), int(dead[0]) + 1)[0]
     assert not one.ivar.any()
-    spectra = survey.read(piece(0, 512))[0]
+    spectra = survey.rows(0, 512)[0]
     alive = columns["status"][:512] == 0
     assert 0.004 < 1 - spectra.good[alive].mean() < 0.012
     assert np.isfinite(spectra.flux).all()
@@ -509,7 +504,7 @@ def test_desi_files(survey: SimulatedSurvey, tmp_path: Path) -> None:
         np.testing.assert_array_equal(fibermap["EBV"], columns["ebv"][here])
         assert ((fibermap["COADD_FIBERSTATUS"] != 0) == (columns["status"][here] != 0)).all()
         for arm, grid in DESI_ARMS.items():
-            spectra = survey.on(grid).read(piece(160, 220))[0]
+            spectra = survey.on(grid).rows(160, 220)[0]
             np.testing.assert_array_equal(coadd[f"{arm}_FLUX"].data, spectra.flux)
             np.testing.assert_array_equal(coadd[f"{arm}_IVAR"].data, spectra.ivar)
             np.testing.assert_allclose(coadd[f"{arm}_WAVELENGTH"].data, grid.wave)

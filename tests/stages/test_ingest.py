@@ -4,34 +4,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distspec.config import Experiment
+from distspec.config import Experiment, Simulate
 from distspec.errors import LayoutError, SourceError
 from distspec.pipeline import Products
-from distspec.sources import Piece, open_source
+from distspec.sources import Piece
 from distspec.sources.simulate import SimulatedSurvey
 from distspec.sources.write_files import write_sdss
 from distspec.spectra import Status, first_reasons
-from distspec.stages.ingest import Ingester, _cut, ingest
+from distspec.stages.ingest import Ingester, ingest
 from distspec.store import SpectraStore
 from tests.small import contents, small
 
 
-def test_pieces_are_cut_at_the_borders_of_shards_and_nothing_is_lost() -> None:
-    pieces = [Piece("a", 0, 5), Piece("b", 10, 11), Piece("c", 0, 9)]
-    shards = _cut(pieces, 4)
-    assert [sum(len(piece) for piece in shard) for shard in shards] == [4, 4, 4, 3]
-    rows = [(piece.name, row) for shard in shards for piece in shard for row in range(piece.start, piece.stop)]
-    assert rows == [(piece.name, row) for piece in pieces for row in range(piece.start, piece.stop)]
+def simulated(experiment: Experiment) -> SimulatedSurvey:
+    assert isinstance(experiment.ingest.source, Simulate)
+    return SimulatedSurvey(experiment.ingest.source, experiment.seed)
 
 
 def test_every_spectrum_of_the_source_has_its_row(done: tuple[Experiment, Products]) -> None:
     experiment, made = done
-    source = open_source(experiment.ingest.source, experiment.seed)
-    ids = np.concatenate([source.read(piece)[1]["id"] for piece in source.pieces()])
+    ids = simulated(experiment).catalog(0, 700)["id"]
     np.testing.assert_array_equal(made.store.column("id"), ids)
     status = made.store.column("status")
     assert (status != 0).any()
     assert sum(first_reasons(status).values()) == (status != 0).sum()
+    assert made.store.inventory().names == ["block-000000", "block-000001"]
+    assert made.store.inventory().counts.tolist() == [512, 188]
 
 
 def test_any_number_of_workers_and_a_second_run_give_the_same_bytes(
@@ -107,7 +105,7 @@ def test_a_store_of_other_settings_or_files_is_refused(done: tuple[Experiment, P
     experiment, made = done
     output = Path(made.store.path).parent
     other = small(output, ingest={"source": {"kind": "simulate", "spectra": 701, "anomalies": 0.05}})
-    with pytest.raises(LayoutError, match="other settings or files"):
+    with pytest.raises(LayoutError, match="source.spectra was 700, is now 701"):
         ingest(other)
 
 
@@ -120,7 +118,6 @@ def test_a_shard_is_prepared_the_same_however_it_is_batched(
     monkeypatch.setattr("distspec.stages.ingest._BATCH", 37)
     store = ingest(again)  # makes the store; workers use the usual batch
     (Path(store.path) / "base/commits/c/0").unlink()
-    source = open_source(again.ingest.source, again.seed)
-    Ingester(again, store.path)((0, _cut(source.pieces(), again.ingest.shard_rows)[0]))
+    Ingester(again, store.path)((0, [Piece("block-000000", 0, 128)]))
     assert contents(Path(store.path) / "base") == whole
     assert experiment.ingest == again.ingest

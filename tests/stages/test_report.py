@@ -149,7 +149,7 @@ def _explain(experiment: Experiment, store: SpectraStore, scores: Layer, model_a
     rows = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")[::-1][:count].astype(np.int64)
     segment_of = uniform_segments(GRID.pixels, 60)
     layer = store.create_layer(
-        explain_layer(experiment, "mse", scores.name),
+        explain_layer(experiment, "mse", scores),
         {"row": ("i8", ()), "weights": ("f4", (60,))} | dict.fromkeys(("intercept", "r2", "prediction"), ("f4", ())),
         {"segment_of": segment_of.tolist(), "score": "mse"},
         rows=count,

@@ -1,0 +1,37 @@
+"""What all settings classes share: they are frozen, strictly checked, and refuse unknown keys."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+__all__ = ["Count", "Fraction", "Off", "Positive", "ScoreName", "Settings"]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+ScoreName = Literal[
+    "mse",
+    "mse_filtered",
+    "mse_trimmed",
+    "mse_filtered_trimmed",
+    "relative",
+    "relative_filtered",
+    "relative_trimmed",
+    "relative_filtered_trimmed",
+    "chi2",
+]
+"""Scores of detectors/reconstruction.py: eight of Ortiz & Boquien, and the masked chi-squared per good pixel."""
+
+
+def _unset(value: Any) -> Any:
+    return None if value is False else value
+
+
+Off = BeforeValidator(_unset)
+"""On a setting that may be None: TOML has no null, so `false` unsets it, against a default or a preset."""
+
+
+class Settings(BaseModel):
+    """Base of all settings classes: frozen, no unknown keys, no silent conversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -1,0 +1,201 @@
+"""Settings of the stages, of the machines that they run on and of their tracking."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from distspec.config.base import Count, Positive, ScoreName, Settings
+from distspec.config.prepare import Prepare
+from distspec.config.sources import Simulate, Source
+
+__all__ = [
+    "Dense",
+    "Experiment",
+    "Explain",
+    "Export",
+    "Ingest",
+    "Report",
+    "Runtime",
+    "Score",
+    "Tracking",
+    "Train",
+    "Values",
+]
+
+
+class Values(Settings):
+    """A table of further facts about the same objects: line fluxes, stellar parameters, visual classes."""
+
+    path: str
+    """Parquet, FITS, VOTable, ECSV or CSV file."""
+    id: str = "id"
+    """Its column of ids, integer or text as in the store; every value once."""
+    columns: tuple[str, ...] = ()
+    """Columns to take; empty takes all but the ids."""
+    prefix: str = ""
+    """Put before the names of the columns, to keep them apart from those of the survey."""
+
+
+class Ingest(Settings):
+    """Survey files -> store (stages/ingest.py)."""
+
+    source: Source = Simulate()
+    prepare: Prepare = Prepare()
+    store: str | None = None
+    """Folder or URL (`s3://bucket/survey.zarr`) of the store; none takes `store.zarr` in the output."""
+    values: tuple[Values, ...] = ()
+    """Value-added tables whose columns are joined to the store by id."""
+    shard_rows: Count = 16_384
+    """Spectra in a shard, the unit of distributed work."""
+    chunk_rows: Count = 1_024
+    """Spectra in a compressed chunk inside a shard; must divide shard_rows."""
+
+    @model_validator(mode="after")
+    def _chunks(self) -> "Ingest":
+        if self.shard_rows % self.chunk_rows:
+            raise ValueError("chunk_rows must divide shard_rows")
+        if self.source.kind != "simulate" and "dust" not in self.prepare.model_fields_set:
+            raise ValueError("say how to correct Galactic extinction: prepare.dust.kind = 'column', 'sfd' or 'none'")
+        return self
+
+
+class Dense(Settings):
+    """Dense autoencoder (Böhm et al.): hidden layers of the encoder, mirrored in the decoder."""
+
+    kind: Literal["dense"] = "dense"
+    hidden: tuple[Count, ...] = (800, 590)
+    latents: Count = 10
+    activation: Literal["relu", "leaky_relu"] = "leaky_relu"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    scale: Literal["unit", "mean"] = "unit"
+    """What the centred flux is divided by before the first layer: 1, or the mean spectrum of the training set."""
+
+
+class Train(Settings):
+    """Store -> checkpoint and registered model (stages/train.py)."""
+
+    model: Dense = Dense()
+    epochs: Count = 40
+    batch: Count = 512
+    """Spectra in a step, over all workers together."""
+    learning_rate: Positive = 1e-3
+    final_learning_rate: Positive = 1e-5
+    """The rate falls linearly from one to the other over all steps (Böhm et al., polynomial of power 1)."""
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the spectra kept for validation, drawn by row."""
+    patience: Count = 8
+    """Epochs without a better validation loss before training stops."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Ray Train workers; 0 trains in the driver's own process, which saves their start on one machine."""
+    gpu: bool = False
+    cache_gb: Annotated[float, Field(ge=0)] = 4.0
+    """Training spectra that fit in this much memory are read once; others are read again in every epoch."""
+
+
+class Score(Settings):
+    """Store and checkpoint -> latents and scores (stages/score.py)."""
+
+    checkpoint: str | None = None
+    """Folder of a finished checkpoint to use in place of the experiment's own; nothing is trained then."""
+    filter_velocity: Positive = 250.0
+    """Half-width of the windows that filtered scores leave out around emission lines, km/s."""
+    trim_percentage: Annotated[float, Field(gt=0, le=100)] = 97.0
+    """Trimmed scores keep this percentage of the smallest residuals."""
+    epsilon: Positive = 1e-3
+    """Added to the flux that the weighted scores divide by."""
+    top: Count = 1_000
+    """Length of the top lists that the summary keeps."""
+    batch: Count = 1_024
+    """Spectra in one pass through the model."""
+
+
+class Explain(Settings):
+    """Top rows and model -> weights per segment (stages/explain.py)."""
+
+    scores: Annotated[tuple[ScoreName, ...], Field(min_length=1)] = ("mse",)
+    """Scores whose top lists are explained."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Share of the scored spectra that is explained."""
+    limit: Count = 10_000
+    """Largest number of spectra explained per score."""
+    segments: Count = 125
+    """Segments of equal width in pixels; pixels that remain form one more, so a divisor of the grid serves best."""
+    samples: Annotated[int, Field(ge=2)] = 5_000
+    perturbation: Literal["scale", "flat", "with_mean"] = "scale"
+    factor: float = 0.9
+    """`scale`: factor on the smooth shape around its median; `flat`: the level."""
+    smoothing: Positive = 3.0
+    """Standard deviation of the Gaussian that parts noise from shape, pixels."""
+    kernel_width: Positive = 0.25
+    ridge: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Report(Settings):
+    """Everything -> one HTML page (stages/report.py)."""
+
+    score: ScoreName = "mse"
+    """The score that ranks the spectra shown."""
+    spectra: Count = 12
+    """Top spectra shown with figures."""
+    table: Count = 100
+    """Rows of the ranked table."""
+
+
+class Export(Settings):
+    """Store -> one table for other programs (stages/export.py)."""
+
+    format: Literal["parquet", "votable", "hats"] = "parquet"
+    to: str | None = None
+    """File, or folder for HATS; none takes `catalog.parquet`, `catalog.vot` or `catalog-hats` in the output."""
+    columns: tuple[str, ...] = ()
+    """Columns to write, in this order; empty takes all. HATS adds `ra` and `dec`."""
+    layers: tuple[str, ...] = ()
+    """Layers that give columns; empty takes the value-added tables and the scores of the experiment's own model."""
+    scored_only: bool = False
+    """Leave out the spectra that are set aside."""
+    spectra: bool = False
+    """Add the prepared spectra, as a struct of the lists flux, ivar and lambda (Multimodal Universe)."""
+    partition_rows: Count = 1_000_000
+    """HATS: rows in a partition, at most; fewer where they are long."""
+
+    @model_validator(mode="after")
+    def _lists(self) -> "Export":
+        if self.spectra and self.format == "votable":
+            raise ValueError("a VOTable cannot hold export.spectra; use format 'parquet' or 'hats'")
+        return self
+
+
+class Runtime(Settings):
+    """Where the work runs; nothing here changes a result."""
+
+    address: str | None = None
+    """Ray cluster to join; none starts Ray on this machine, or takes RAY_ADDRESS."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Actors that ingest, score and explain; 0 takes one for each core."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Tracking(Settings):
+    """MLflow; nothing here changes a result."""
+
+    uri: str | None = None
+    """Tracking server or database; none takes MLFLOW_TRACKING_URI, else a SQLite file in the output folder."""
+    model: str | None = None
+    """Name in the model registry; none takes the experiment's name."""
+
+
+class Experiment(Settings):
+    """All settings of one experiment."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "experiment"
+    output: str = "distspec-output"
+    """Folder that receives everything."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    ingest: Ingest = Ingest()
+    train: Train = Train()
+    score: Score = Score()
+    explain: Explain = Explain()
+    report: Report = Report()
+    export: Export = Export()
+    runtime: Runtime = Runtime()
+    tracking: Tracking = Tracking()

@@ -1,0 +1,382 @@
+"""Named fields over the same rows, written and read by shard: the base arrays of a store and all that is derived.
+
+Rows come in parts: those of the first ingest, then those of each extension. A part begins with a shard of its own, so
+that no shard that is written is ever touched again; only the last shard of a part may be short. In the arrays each
+shard takes `shard_rows` rows, so that behind a short one in the middle some rows hold fill values and are never read.
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import zarr
+from jaxtyping import Int64, Shaped
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.sync import sync
+
+from distspec.errors import LayoutError, PartialShardError, StoreError, StoreNotFoundError
+from distspec.store.chunks import ShardFiles, shard_files
+from distspec.store.places import place_of
+
+__all__ = ["SCHEMA", "Fields", "Layer", "create_layer", "field_of", "open_layer"]
+
+SCHEMA = 2
+"""Number of the layout that `distspec.store` describes; another one is refused."""
+
+Fields = dict[str, tuple[str, tuple[int, ...]]]
+"""Name -> dtype ("string" for text) and shape behind the leading axis."""
+
+_SHARDED_BYTES = 1 << 22
+"""Arrays whose shard is larger than this are cut into chunks inside the shard."""
+
+
+def field_of(values: Shaped[np.ndarray, "n ..."]) -> tuple[str, tuple[int, ...]]:
+    """Describe an array as a field: its dtype (text becomes "string") and its shape behind the leading axis."""
+    return ("string" if values.dtype.kind in "UOT" else values.dtype.str.lstrip("<|="), values.shape[1:])
+
+
+class Layer:
+    """Named fields over the same rows.
+
+    Made by `SpectraStore.create_layer` and opened by `SpectraStore.layer`.
+    """
+
+    def __init__(self, group: zarr.Group, name: str) -> None:
+        try:
+            meta = group.attrs["distspec"]
+        except KeyError:
+            raise StoreNotFoundError(
+                f"{place_of(group)} holds no finished layer {name!r}; run its stage again"
+            ) from None
+        if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+            found = meta.get("schema") if isinstance(meta, dict) else meta
+            raise LayoutError(f"{place_of(group)} has schema {found}; expected {SCHEMA}; make the store again")
+        self.name = name
+        self.shard_rows = int(meta["shard_rows"])
+        self.attributes: dict[str, Any] = dict(meta["attributes"])
+        self.fields: Fields = {key: (dtype, tuple(shape)) for key, (dtype, shape) in meta["fields"].items()}
+        self._group = group
+        self._readers: dict[str, Any] = {}
+        self._direct: dict[str, ShardFiles | None] = {}
+        self._set_parts(meta["parts"])
+
+    def _set_parts(self, parts: Sequence[int]) -> None:
+        self.parts = tuple(int(rows) for rows in parts)
+        self.rows = sum(self.parts)
+        # First row and first shard of each part, and one past the last.
+        self._part_rows = np.array([0, *accumulate(self.parts)], np.int64)
+        self._part_shards = np.array([0, *accumulate(-(-rows // self.shard_rows) for rows in self.parts)], np.int64)
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return int(self._part_shards[-1])
+
+    def bounds(self, shard: int) -> tuple[int, int]:
+        """Give the first and the one-past-last row of a shard."""
+        if not 0 <= shard < self.shards:
+            raise IndexError(f"shard {shard} asked of {self.name}, which has {self.shards}")
+        part = int(np.searchsorted(self._part_shards, shard, side="right")) - 1
+        start = int(self._part_rows[part]) + (shard - int(self._part_shards[part])) * self.shard_rows
+        return start, min(start + self.shard_rows, int(self._part_rows[part + 1]))
+
+    def pending(self) -> list[int]:
+        """Name the shards that are not yet written, in order."""
+        marks = np.asarray(self._group["commits"][: self.shards])
+        return [int(shard) for shard in np.flatnonzero(marks == 0)]
+
+    def write(self, shard: int, values: Mapping[str, Shaped[np.ndarray, "n ..."]]) -> None:
+        """Write all fields of one shard, then its mark.
+
+        Raises:
+            PartialShardError: a field is missing, unknown, or does not cover the shard.
+            LayoutError: a field has another dtype or shape.
+            StoreError: the disk refuses.
+        """
+        start, stop = self.bounds(shard)
+        if set(values) != set(self.fields):
+            raise PartialShardError(
+                f"shard {shard} of {self.name} got fields {sorted(values)}; expected {sorted(self.fields)}, all at once"
+            )
+        arrays = {}
+        for key in self.fields:
+            dtype, shape = self.fields[key]
+            array = np.asarray(values[key])
+            if array.shape[:1] != (stop - start,):
+                raise PartialShardError(
+                    f"{key} has {len(array)} rows; shard {shard} of {self.name} is rows {start}-{stop}, written whole"
+                )
+            if array.shape[1:] != shape or field_of(array)[0] != dtype:
+                raise LayoutError(
+                    f"{key} is {array.dtype}{list(array.shape[1:])}; {self.name} keeps {dtype}{list(shape)}"
+                )
+            arrays[key] = array.astype(object) if dtype == "string" else np.ascontiguousarray(array)
+        place = shard * self.shard_rows
+        try:
+            for key, array in arrays.items():
+                self._writer(key)[place : place + stop - start] = array
+            self._group["commits"][shard] = _checksum(arrays.values()) + 1
+        except OSError as error:
+            raise StoreError(f"cannot write shard {shard} of {place_of(self._group)}: {error}") from error
+        except Exception as error:
+            # obstore's errors share no public base with OSError.
+            if not type(error).__module__.startswith("obstore"):
+                raise
+            raise StoreError(f"cannot write shard {shard} of {place_of(self._group)}: {error}") from error
+
+    def read(self, field: str, start: int = 0, stop: int | None = None) -> Shaped[np.ndarray, "n ..."]:
+        """Read rows `start` to `stop` of one field.
+
+        Raises:
+            PartialShardError: a shard in the range is not written yet.
+            StoreError: a chunk is missing or damaged.
+        """
+        stop = self.rows if stop is None else stop
+        if not 0 <= start <= stop <= self.rows:
+            raise IndexError(f"rows {start}-{stop} asked of {self.name}, which has {self.rows}")
+        runs = [self._load(field, *run) for run in self._runs(start, stop)]
+        return runs[0] if len(runs) == 1 else np.asarray(np.concatenate(runs or [self._load(field, 0, 0)]))
+
+    def read_shard(self, shard: int, *fields: str) -> tuple[Shaped[np.ndarray, "n ..."], ...]:
+        """Read some fields of one shard."""
+        start, stop = self.bounds(shard)
+        return tuple(self.read(field, start, stop) for field in fields)
+
+    def take(self, field: str, rows: Int64[np.ndarray, "m"]) -> Shaped[np.ndarray, "m ..."]:
+        """Read single rows of one field, in the order given; only the chunks that hold them are decoded."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.size and not (rows.min() >= 0 and rows.max() < self.rows):
+            raise IndexError(f"rows {rows.min()}-{rows.max()} asked of {self.name}, which has {self.rows}")
+        height = self._reader(field).chunks[0]
+        unique, inverse = np.unique(rows, return_inverse=True)
+        part = np.searchsorted(self._part_rows, unique, side="right") - 1
+        place = unique - self._part_rows[part] + self._part_shards[part] * self.shard_rows
+        found = [self._load(field, 0, 0)]
+        for chunk in np.unique(place // height):
+            start, stop = int(chunk) * height, min((int(chunk) + 1) * height, self._end)
+            found.append(self._load(field, start, stop)[place[place // height == chunk] - start])
+        return np.asarray(np.concatenate(found)[inverse])
+
+    def written(self) -> list[int]:
+        """Name the shards that are written, in order."""
+        return [int(shard) for shard in np.flatnonzero(np.asarray(self._group["commits"][: self.shards]))]
+
+    def verify(self, shard: int) -> str:
+        """Read all fields of a written shard and compare them with its mark.
+
+        Returns:
+            What is wrong with it; empty where nothing is.
+        """
+        try:
+            arrays = self.read_shard(shard, *self.fields)
+        except StoreError as error:
+            return str(error)
+        whole = _checksum(
+            array.astype(object) if self.fields[key][0] == "string" else np.ascontiguousarray(array)
+            for key, array in zip(self.fields, arrays, strict=True)
+        )
+        if whole + 1 != int(self._group["commits"][shard]):
+            start, stop = self.bounds(shard)
+            return f"{place_of(self._group)}: rows {start}-{stop} are not what their mark says was written"
+        return ""
+
+    def reopen(self, shard: int) -> None:
+        """Take the mark of a shard away, so that its stage writes it again."""
+        self._group["commits"][shard] = 0
+
+    def extend(self, parts: Sequence[int]) -> None:
+        """Make room for more parts; rows that are there stay as they are.
+
+        Arguments:
+            parts: rows of all parts, those that are there first.
+
+        Raises:
+            LayoutError: the parts do not begin with those that are there.
+        """
+        if tuple(parts[: len(self.parts)]) != self.parts:
+            raise LayoutError(f"{self.name} has parts of {list(self.parts)} rows; {list(parts)} do not continue them")
+        if len(parts) == len(self.parts):
+            return
+        self._set_parts(parts)
+        for key in self.fields:
+            array = self._group[key]
+            array.resize((self._end, *array.shape[1:]))
+        self._group["commits"].resize((self.shards,))
+        # Only now is the room part of the layer; until then it is not read.
+        meta = dict(self._group.attrs["distspec"]) | {"parts": list(self.parts)}
+        self._group.attrs["distspec"] = meta
+        self._readers.clear()
+
+    @property
+    def _end(self) -> int:
+        """Length of the leading axis of the arrays."""
+        return _length(self.parts, self.shard_rows)
+
+    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Give the runs of the arrays' leading axis that hold rows `start` to `stop`: one for each part."""
+        for part, first in enumerate(self._part_rows[:-1]):
+            low, high = max(start, int(first)), min(stop, int(self._part_rows[part + 1]))
+            if low < high:
+                shift = int(self._part_shards[part]) * self.shard_rows - int(first)
+                yield low + shift, high + shift
+
+    def _load(self, field: str, start: int, stop: int) -> Shaped[np.ndarray, "n ..."]:
+        """Read a run of the arrays' leading axis."""
+        reader = self._reader(field)
+        for shard in range(start // self.shard_rows, -(-stop // self.shard_rows) if stop > start else 0):
+            self._require(reader, field, shard)
+        # Whole chunks only: a codec that decodes a part of a chunk does not check its checksum. (For the same reason
+        # zarrs does not read for us: 0.2.3 skips the checksums of chunks inside a shard.)
+        height = reader.chunks[0]
+        first, last = start // height * height, min(-(-stop // height) * height, reader.shape[0])
+        direct = self._direct[field]
+        try:
+            values = direct.read(start, stop) if direct else reader[first:last][start - first : stop - first]
+        except Exception as error:  # each codec fails in its own way; all mean a damaged chunk
+            rows = self._rows_at(first, last)
+            raise StoreError(
+                f"{place_of(self._group)}/{field} is damaged in rows {rows[0]}-{rows[1]} ({error}); "
+                "`distspec ingest --check` tells what else is, `--mend` makes it again"
+            ) from error
+        return np.array(values.tolist(), dtype=str) if self.fields[field][0] == "string" else np.asarray(values)
+
+    def _rows_at(self, first: int, last: int) -> tuple[int, int]:
+        """Give the rows that a run of the leading axis holds."""
+        shard = first // self.shard_rows
+        start, stop = self.bounds(shard)
+        shift = start - shard * self.shard_rows
+        return first + shift, min(last + shift, stop) if last <= (shard + 1) * self.shard_rows else last + shift
+
+    def _writer(self, field: str) -> Any:
+        # Written even where all values equal the fill value, so that a missing file always means loss.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            return self._group[field]
+
+    def _reader(self, field: str) -> Any:
+        if field not in self.fields:
+            raise LayoutError(f"{self.name} has no field {field!r}; it has {', '.join(self.fields)}")
+        if field not in self._readers:
+            try:
+                array = self._group[field]
+            except Exception as error:  # whatever zarr makes of damaged JSON
+                raise LayoutError(
+                    f"the metadata of {place_of(self._group)}/{field} are missing or damaged ({error!r}); "
+                    "remove the store or the layer and run its stage again"
+                ) from error
+            dtype, shape = self.fields[field]
+            expected = (self._end, *shape)
+            # A killed extension leaves arrays longer than they need to be. Anything else is foreign, and is refused
+            # before memory is allocated for what it claims.
+            if array.shape[1:] != shape or array.shape[0] < self._end or _kind(array) != dtype:
+                raise LayoutError(
+                    f"{place_of(self._group)}/{field} is {_kind(array)}{list(array.shape)}; expected "
+                    f"{dtype}{list(expected)}; make the store again"
+                )
+            self._direct[field] = shard_files(array)
+            self._readers[field] = array
+        return self._readers[field]
+
+    def _require(self, array: Any, field: str, shard: int) -> None:
+        """Refuse a shard that is not committed or has lost a file: zarr itself would read fill values there."""
+        if int(self._group["commits"][shard]) == 0:
+            start, stop = self.bounds(shard)
+            raise PartialShardError(
+                f"rows {start}-{stop} of {place_of(self._group)} are not written yet; run the stage again to finish it"
+            )
+        key = array.metadata.encode_chunk_key((shard,) + (0,) * (array.ndim - 1))
+        if not sync((array.store_path / key).exists()):
+            start, stop = self.bounds(shard)
+            raise StoreError(
+                f"{place_of(self._group)}/{field} has lost rows {start}-{stop} (file {key} is missing); "
+                "`distspec ingest --check` tells what else is missing, `--mend` makes it again"
+            )
+
+    def __repr__(self) -> str:
+        done = self.shards - len(self.pending())
+        return f"Layer({self.name}: {self.rows} rows, {', '.join(self.fields)}; {done} of {self.shards} shards)"
+
+
+def open_layer(parent: zarr.Group, name: str) -> Layer:
+    """Open a layer that lies in a group.
+
+    Raises:
+        StoreNotFoundError: it is not finished.
+        LayoutError: its metadata are damaged or of another schema.
+    """
+    try:
+        group = parent[name]
+    except Exception as error:  # whatever zarr makes of damaged JSON
+        raise LayoutError(
+            f"the metadata of {place_of(parent)}/{name} are missing or damaged ({error!r}); make the store again"
+        ) from error
+    return Layer(group, name)
+
+
+def create_layer(
+    parent: zarr.Group,
+    name: str,
+    parts: Sequence[int],
+    shard_rows: int,
+    chunk_rows: int,
+    fields: Fields,
+    attributes: dict[str, Any],
+) -> None:
+    """Write the metadata of a layer; the attribute that makes it one comes last."""
+    group = parent.create_group(name, overwrite=True)
+    for key, (dtype, shape) in fields.items():
+        _create_array(group, key, dtype, (_length(parts, shard_rows), *shape), shard_rows, chunk_rows)
+    shards = sum(-(-rows // shard_rows) for rows in parts)
+    group.create_array(
+        "commits", shape=(shards,), chunks=(1,), dtype="u8", fill_value=0, compressors=None, filters=None
+    )
+    group.attrs["distspec"] = {
+        "schema": SCHEMA,
+        "parts": list(parts),
+        "shard_rows": shard_rows,
+        "fields": {key: [dtype, list(shape)] for key, (dtype, shape) in fields.items()},
+        "attributes": attributes,
+    }
+
+
+def _length(parts: Sequence[int], shard_rows: int) -> int:
+    """Rows of the arrays: all shards whole, but for the last one of the last part."""
+    whole = sum(-(-rows // shard_rows) for rows in parts[:-1]) * shard_rows
+    return whole + (parts[-1] if parts else 0)
+
+
+def _kind(array: Any) -> str:
+    kind = np.dtype(array.dtype)
+    return "string" if kind.kind in "OTU" else kind.str.lstrip("<|=")
+
+
+def _checksum(arrays: Any) -> int:
+    """CRC-32 over the fields in their order; text is joined by NUL."""
+    checksum = 0
+    for array in arrays:
+        data = "\0".join(array.ravel().tolist()).encode() if array.dtype == object else array.data
+        checksum = zlib.crc32(data, checksum)
+    return checksum
+
+
+def _create_array(
+    group: zarr.Group, key: str, dtype: str, shape: tuple[int, ...], shard_rows: int, chunk_rows: int
+) -> None:
+    if dtype == "string":
+        group.create_array(key, shape=shape, dtype=str, chunks=(shard_rows, *shape[1:]), compressors=[Crc32cCodec()])
+        return
+    kind = np.dtype(dtype)
+    # Byte planes of float32 spectra compress by a third, as far as noise allows. Bit planes gain another 1 % and take
+    # four times as long to decode; lz4 on bytes decodes at 8-14 GB/s a core, faster than disks read.
+    compressors = [BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=kind.itemsize), Crc32cCodec()]
+    big = kind.itemsize * int(np.prod(shape[1:])) * shard_rows > _SHARDED_BYTES and chunk_rows < shard_rows
+    group.create_array(
+        key,
+        shape=shape,
+        dtype=kind,
+        chunks=(chunk_rows if big else shard_rows, *shape[1:]),
+        shards=(shard_rows, *shape[1:]) if big else None,
+        compressors=compressors,
+        fill_value=np.nan if kind.kind == "f" else 0,
+    )
