@@ -305,11 +305,22 @@ def quantile(selection: Selection, quantiles: tuple[float, ...]) -> Float32[np.n
 
 def row_median(values: Float[np.ndarray, "n columns"], good: Bool[np.ndarray, "n columns"]) -> Float[np.ndarray, "n"]:
     """Median over the good entries of each row, in float64; NaN where there is none."""
-    # numpy's nanmedian loops over rows; a sort that puts the bad entries last does not.
-    ordered = np.sort(np.where(good, values, values.dtype.type(np.inf)), axis=1)
+    # numpy's nanmedian loops over rows. Here the bad entries become -inf and +inf in turn, which leaves the middle of
+    # the good ones in the middle of the row: the same places for all rows, so that a partition finds them unsorted.
+    columns = values.shape[1]
     count = good.sum(axis=1)
-    middle = np.stack([np.maximum(count - 1, 0) // 2, np.minimum(count // 2, max(values.shape[1] - 1, 0))], axis=1)
-    pair = np.take_along_axis(ordered, middle, axis=1).astype(np.float64)
+    if columns == 0 or not good.any():
+        return np.full(len(values), np.nan)
+    filled = values
+    if count.min() < columns:
+        infinity = values.dtype.type(np.inf)
+        side = np.where(np.cumsum(~good, axis=1, dtype=np.int32) & 1, infinity, -infinity)
+        filled = np.where(good, values, side)
+    middle = sorted({max((columns - 3) // 2, 0), (columns - 1) // 2, columns // 2})
+    parted = np.partition(filled, middle, axis=1)
+    below = (columns - count) // 2
+    places = np.stack([below + np.maximum(count - 1, 0) // 2, np.minimum(below + count // 2, columns - 1)], axis=1)
+    pair = np.take_along_axis(parted, places, axis=1).astype(np.float64)
     return np.where(count > 0, 0.5 * (pair[:, 0] + pair[:, 1]), np.nan)
 
 

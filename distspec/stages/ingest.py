@@ -276,17 +276,19 @@ class Ingester:
         return np.full((count, *shape), np.nan if kind.kind == "f" else 0, kind)
 
     def _prepare(self, read: list[tuple[Spectra, Columns]]) -> tuple[Spectra, Columns]:
-        joined = Spectra(
-            np.concatenate([spectra.rows for spectra, _ in read]),
-            np.concatenate([spectra.flux for spectra, _ in read]),
-            np.concatenate([spectra.ivar for spectra, _ in read]),
-            self._source.grid,
-        )
         names = {name for _, table in read for name in table}
         odd = names ^ set.intersection(*(set(table) for _, table in read))
         if odd:
             raise ConfigError(f"files of this source differ in their columns: {', '.join(sorted(odd))}")
-        columns = {name: np.concatenate([table[name] for _, table in read]) for name in read[0][1]}
+        joined, columns = read[0]
+        if len(read) > 1:
+            joined = Spectra(
+                np.concatenate([spectra.rows for spectra, _ in read]),
+                np.concatenate([spectra.flux for spectra, _ in read]),
+                np.concatenate([spectra.ivar for spectra, _ in read]),
+                self._source.grid,
+            )
+            columns = {name: np.concatenate([table[name] for _, table in read]) for name in columns}
         spectra, prepared = self._recipe(joined, columns)
         # Of what cannot be read nothing else is known, so nothing else is held against it.
         unreadable = (prepared["status"] & Status.UNREADABLE) != 0

@@ -3,6 +3,8 @@
 import csv
 import html
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +30,7 @@ ROWS = 600
 SHARD = 251
 GRID = WaveGrid.between("log", 4000.0, 7000.0, 300)
 FIRST_ID = 39_627_733_513_440_257  # no float64 holds it
+SKY_ID = -(2**62) - 5
 Made = tuple[Experiment, SpectraStore, Checkpoint, Layer, dict[str, Layer]]
 
 
@@ -55,7 +58,8 @@ def _spectra(rng: np.random.Generator) -> tuple[Spectra, dict[str, np.ndarray]]:
     windows[kind == "extreme-lines", 0] = (5495.0, 5525.0)
     windows[kind == "e+a", 1] = (4830.0, 4900.0)
     columns: dict[str, np.ndarray] = {
-        "id": np.arange(ROWS, dtype=np.int64) + FIRST_ID,
+        # Row 250 is a sky fibre of DESI, whose ids are negative.
+        "id": np.where(np.arange(ROWS) == 250, SKY_ID, np.arange(ROWS, dtype=np.int64) + FIRST_ID),
         "ra": rng.uniform(0.0, 360.0, ROWS),
         "dec": rng.uniform(-30.0, 60.0, ROWS),
         "z": np.full(ROWS, 0.1),
@@ -201,6 +205,20 @@ def test_files_are_counted_across_shards(text: str) -> None:
 
 def test_unreadable_files_are_named_with_their_note(text: str) -> None:
     assert f"spec-0001{HOSTILE}.fits the file could not be read no FITS file {HOSTILE}" in text
+
+
+def test_ids_keep_every_digit_in_a_browser(made: Made, table: list[dict[str, str]]) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium to open the page with")
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
+    address = report_path(made[0]).as_uri()
+    shown = subprocess.run([browser, *words, address], capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "bk-" in shown, "the page's scripts did not run"
+    seen = " ".join(re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", shown, flags=re.DOTALL).split())
+    for row in table[:10]:
+        assert row["id"] in seen
+    assert str(SKY_ID) in seen
 
 
 def test_ids_keep_every_digit(made: Made, page: str, text: str, table: list[dict[str, str]]) -> None:
