@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from distspec.errors import LayoutError
 from distspec.second_look import duplicate_rows
 from distspec.store import Layer, SpectraStore
 
@@ -34,7 +35,15 @@ def audit(store: SpectraStore, mapper: Mapper, *, mend: bool = False) -> list[st
     Returns:
         One line for each problem; none where the store is whole.
     """
-    problems = []
+    problems = list(store.damage)
+    if mend and store.damage:
+        store.forget_look()
+    try:
+        rows = store.inventory().rows
+        if rows not in (0, store.rows):
+            problems.append(f"{store.path}: the inventory has {rows} rows; the store has {store.rows}")
+    except LayoutError as error:
+        problems.append(str(error))
     layers = {layer.name: layer for layer in store.all_layers()}
     items = [(name, shard) for name, layer in layers.items() for shard in layer.written()]
     for name, shard, problem in mapper(Verifier, (store.path,), items):
@@ -45,8 +54,8 @@ def audit(store: SpectraStore, mapper: Mapper, *, mend: bool = False) -> list[st
             layers[name].reopen(shard)
     for layer in layers.values():
         problems += _unwritten(layer)
-    if store.inventory().rows != store.rows and len(store.inventory()):
-        problems.append(f"{store.path}: the inventory has {store.inventory().rows} rows; the store has {store.rows}")
+    if not problems and not store.finished:
+        problems.append(f"{store.path} is not settled; run `distspec ingest` to finish it")
     if not problems:
         problems += _not_unique(store)
     return problems

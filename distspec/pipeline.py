@@ -4,7 +4,7 @@ import os
 import signal
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -142,18 +142,21 @@ def _locked(experiment: Experiment) -> Iterator[Path]:
         ConfigError: the output cannot be written or another run uses it.
     """
     folder = Path(experiment.output)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(f"another run is at work in {folder}; wait for it or choose another output") from None
-    except OSError as error:
-        raise ConfigError(f"cannot write to the output {folder}: {error.strerror}; choose another") from error
-    try:
+    locks = [folder / ".lock"]
+    # A store that lies elsewhere may be that of several outputs. (A bucket knows no lock.)
+    if experiment.ingest.store and "://" not in experiment.ingest.store:
+        locks.append(Path(f"{experiment.ingest.store}.lock"))
+    with ExitStack() as held:
+        for path in locks:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(path, timeout=0))
+            except Timeout:
+                place = path.parent if path.name == ".lock" else experiment.ingest.store
+                raise ConfigError(f"another run is at work in {place}; wait for it or choose another") from None
+            except OSError as error:
+                raise ConfigError(f"cannot write to {path.parent}: {error.strerror}; choose another") from error
         yield folder
-    finally:
-        lock.release()
 
 
 @contextmanager

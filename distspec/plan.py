@@ -12,25 +12,34 @@ from distspec.store import Inventory
 __all__ = ["Counts", "Rows", "new_files", "require_rows"]
 
 Counts = Callable[[list[str]], Iterable[tuple[str, int]]]
-"""Counts the wanted spectra of files, in any order; 1 for a file that cannot be read, so that its row says why."""
+"""Counts the wanted spectra of files, in any order; -1 for a file that cannot be counted: it takes one row."""
 
 
-def new_files(listed: list[Entry], known: Inventory | None, place: str, count: Counts) -> Inventory:
+def new_files(
+    listed: list[Entry], known: Inventory | None, place: str, count: Counts, lost: Callable[[int], bool]
+) -> Inventory:
     """Give the files that are listed and not known yet, with their numbers of spectra.
+
+    A known file of which nothing could be read, and which has been written again since, counts as new: its old rows
+    stay as they are, set aside.
 
     Arguments:
         listed: what there is.
         known: what the store has rows of.
         place: the store, for messages.
         count: called with the names of the files that must be opened to be counted.
+        lost: tells of a known file, by its place in `known`, whether nothing of it could be read.
 
     Raises:
         LayoutError: a known file has another size than when it was ingested.
     """
     if known is not None:
+        # Of a name that comes twice the last one counts: the file that was written again.
         at = {name: index for index, name in enumerate(known.names)}
-        _refuse_changed([entry for entry in listed if entry.name in at], known, at, place)
-        listed = [entry for entry in listed if entry.name not in at]
+        changed = [entry for entry in listed if entry.name in at and _differs(entry, known, at[entry.name])]
+        again = {entry.name for entry in changed if lost(at[entry.name])}
+        _refuse_changed([entry for entry in changed if entry.name not in again], known, at, place)
+        listed = [entry for entry in listed if entry.name not in at or entry.name in again]
     counted = dict(count([entry.name for entry in listed if entry.count is None]))
     counts = [counted[entry.name] if entry.count is None else entry.count for entry in listed]
     return Inventory(
@@ -41,6 +50,10 @@ def new_files(listed: list[Entry], known: Inventory | None, place: str, count: C
     )
 
 
+def _differs(entry: Entry, known: Inventory, index: int) -> bool:
+    return bool(entry.size != known.sizes[index] or entry.changed != known.changed[index])
+
+
 def _refuse_changed(entries: list[Entry], known: Inventory, at: dict[str, int], place: str) -> None:
     resized = [entry for entry in entries if entry.size != known.sizes[at[entry.name]]]
     if resized:
@@ -49,11 +62,10 @@ def _refuse_changed(entries: list[Entry], known: Inventory, at: dict[str, int], 
             f"{len(resized)} files have changed since {place} was made from them; the first: {first.name} has "
             f"{first.size} bytes, had {known.sizes[at[first.name]]}; choose another output to ingest them anew"
         )
-    touched = [entry for entry in entries if entry.changed != known.changed[at[entry.name]]]
-    if touched:
+    if entries:
         warnings.warn(
-            f"{len(touched)} files were written again, in the same size, since {place} was made from them, such as "
-            f"{touched[0].name}; their rows stay as they are: choose another output to ingest them anew",
+            f"{len(entries)} files were written again, in the same size, since {place} was made from them, such as "
+            f"{entries[0].name}; their rows stay as they are: choose another output to ingest them anew",
             DistspecWarning,
             stacklevel=2,
         )
@@ -68,8 +80,13 @@ class Rows:
 
     def __init__(self, inventory: Inventory) -> None:
         self._names = inventory.names
-        self._counts = inventory.counts
-        self._ends = np.cumsum(inventory.counts, dtype=np.int64)
+        self._counts = np.abs(inventory.counts)
+        self._uncounted = inventory.counts < 0
+        self._ends = np.cumsum(self._counts, dtype=np.int64)
+
+    def of_file(self, index: int) -> tuple[int, int]:
+        """Give the first and the one-past-last row of a file, by its place in the inventory."""
+        return int(self._ends[index] - self._counts[index]), int(self._ends[index])
 
     def pieces(self, start: int, stop: int) -> list[Piece]:
         """Give the pieces of files that rows `start` to `stop` consist of, in their order."""
@@ -79,7 +96,7 @@ class Rows:
             begin = int(self._ends[file] - self._counts[file])
             end = min(int(self._ends[file]), stop)
             if end > start:
-                found.append(Piece(self._names[file], start - begin, end - begin))
+                found.append(Piece(self._names[file], start - begin, end - begin, not self._uncounted[file]))
                 start = end
             file += 1
         return found

@@ -75,8 +75,8 @@ def statistics_of(
         return _of_other(experiment, settings.sample.store, store)
     if settings.sample == Sample():
         return None
-    blocks = [partial(_spectra, store.path, shard, duplicates) for shard in range(store.shards)]
-    tables = [partial(_columns, store.path, shard, duplicates) for shard in range(store.shards)]
+    blocks = [partial(_spectra, store.address, shard, duplicates) for shard in range(store.shards)]
+    tables = [partial(_columns, store.address, shard, duplicates) for shard in range(store.shards)]
     return compute(blocks, settings, tables=tables, scheduler=scheduler, parallel=parallel)
 
 

@@ -29,7 +29,7 @@ class Grid(Settings):
     scale: Literal["log", "linear"] = "log"
     first: Positive = 3388.0
     last: Positive = 8318.0
-    pixels: Annotated[int, Field(ge=16)] = 1000
+    pixels: Annotated[int, Field(ge=16, le=1_000_000)] = 1000
 
     @model_validator(mode="after")
     def _order(self) -> "Grid":

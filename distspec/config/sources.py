@@ -154,7 +154,7 @@ class Specutils(Settings):
     first: Positive
     """First pixel of the observed-frame grid that all spectra are brought to, Å vacuum."""
     last: Positive
-    pixels: Annotated[int, Field(ge=16)]
+    pixels: Annotated[int, Field(ge=16, le=1_000_000)]
     catalog: str | None = None
     """A table (CSV, ECSV, FITS, Parquet) with file, id and z, for redshifts that the files do not hold."""
 

@@ -17,11 +17,16 @@ __all__ = ["Entry", "Piece", "Source", "open_source"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of spectra that one reader takes at once: `start` to `stop` of the wanted spectra of the file `name`."""
+    """A run of spectra that one reader takes at once: `start` to `stop` of the wanted spectra of the file `name`.
+
+    A file that could not be counted when it was listed is one piece of length 1 with `counted` False. It is not read:
+    more may have come to light in it since than there are rows.
+    """
 
     name: str
     start: int
     stop: int
+    counted: bool = True
 
     def __len__(self) -> int:
         return self.stop - self.start

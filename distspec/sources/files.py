@@ -5,8 +5,10 @@ files are read nearly whole anyway, and one request costs less than many. Large 
 read by ranges instead.
 """
 
+import errno
 import io
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -74,7 +76,7 @@ class Files:
         except SourceError:
             raise
         except Exception as error:  # each file system fails in its own way
-            raise SourceError(f"{self.root}: cannot be listed ({error}); expected {self.expected}") from error
+            raise SourceError(f"{self.root}: cannot be listed ({_brief(error)}); expected {self.expected}") from error
         if not found:
             raise SourceError(f"no *{' or *'.join(suffixes)} file in {self.root!r}; expected {self.expected}")
         return found
@@ -86,7 +88,10 @@ class Files:
             OSError: it cannot be opened.
         """
         if self._filesystem is None:
-            return self.local(name).open("rb")
+            local = self.local(name)
+            if local.exists() and not local.is_file():
+                raise OSError(errno.EINVAL, "not a regular file")
+            return local.open("rb")
         inner = self._filesystem[0]
         try:
             path = self._path(name)
@@ -96,7 +101,7 @@ class Files:
         except OSError:
             raise
         except Exception as error:  # object stores have errors of their own
-            raise OSError(str(error).splitlines()[0] if str(error) else repr(error)) from error
+            raise OSError(_brief(error)) from error
         return io.BytesIO(data)
 
     def place(self, name: str) -> str:
@@ -137,7 +142,11 @@ class Files:
         root = Path(self.root)
         if self._is_list:
             return root.parent / name
-        return root.parent / name if root.is_file() else root / name
+        path = root.parent / name if root.is_file() else root / name
+        if "\\x" in name and not path.exists():
+            odd = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), os.fsencode(name))
+            return root / os.fsdecode(odd)
+        return path
 
     @property
     def _is_list(self) -> bool:
@@ -192,11 +201,11 @@ class Files:
         elif not root.is_dir():
             raise SourceError(f"no file or folder {self.root!r}; expected {self.expected}")
         else:
-            for folder, _, names in os.walk(root):
-                for name in names:
-                    if name.lower().endswith(suffixes) and not name.startswith("."):
-                        path = Path(folder) / name
-                        yield _entry(path, path.relative_to(root).as_posix())
+            for path in _walk_folder(root):
+                if path.name.lower().endswith(suffixes) and not path.name.startswith("."):
+                    # A name that is no UTF-8 is written with \\xNN for the odd bytes; `local` finds it again.
+                    name = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+                    yield _entry(path, name)
 
     def _walk_list(self, root: Path) -> Iterator[Entry]:
         for line in dict.fromkeys(root.read_text("utf-8").splitlines()):
@@ -218,6 +227,28 @@ class Files:
                 yield Entry(name, int(facts.get("size") or 0), _time(facts))
 
 
+def _walk_folder(root: Path) -> Iterator[Path]:
+    """Give all files below a folder, through links to folders too, each folder once.
+
+    Raises:
+        OSError: a folder cannot be listed; to go on without it would lose what it holds.
+    """
+    seen = {(stat.st_dev, stat.st_ino) for stat in [root.stat()]}
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, inner, names in os.walk(root, followlinks=True, onerror=refuse):
+        kept = []
+        for name in inner:
+            stat = os.stat(os.path.join(folder, name))
+            if (stat.st_dev, stat.st_ino) not in seen:
+                seen.add((stat.st_dev, stat.st_ino))
+                kept.append(name)
+        inner[:] = kept
+        yield from (Path(folder) / name for name in names)
+
+
 def _entry(path: Path, name: str) -> Entry:
     try:
         stat = path.stat()
@@ -225,6 +256,12 @@ def _entry(path: Path, name: str) -> Entry:
         # Named but not there, or a link to nothing: that is data too, for reading it fails and its row says so.
         return Entry(name, 0, 0)
     return Entry(name, stat.st_size, stat.st_mtime_ns)
+
+
+def _brief(error: Exception) -> str:
+    """Give the first sentence of an error: those of object stores go on with the server's own pages."""
+    first = (str(error) or repr(error)).partition("Debug source")[0].strip()
+    return " ".join(first.split())[:300]
 
 
 def _time(facts: dict[str, Any]) -> int:

@@ -68,7 +68,8 @@ def _ingest(experiment: Experiment) -> SpectraStore:
         warnings.warn(f"{error}; the store is used as it is", DistspecWarning, stacklevel=2)
         return store
     known = None if store is None else store.inventory()
-    new = new_files(listed, known, store_path(experiment), partial(_count, experiment, source))
+    counts = partial(_count, experiment, source)
+    new = new_files(listed, known, store_path(experiment), counts, partial(_is_lost, store, known))
     if store is None:
         store = _create(experiment, source, new)
     elif len(new):
@@ -76,7 +77,20 @@ def _ingest(experiment: Experiment) -> SpectraStore:
         store.extend(new.rows, new)
     if not store.finished:
         _fill(experiment, store)
+    elif not ledger_path(experiment).is_file():
+        write_ledger(store, source.missing(), ledger_path(experiment))
     return store
+
+
+def _is_lost(store: SpectraStore | None, known: Inventory | None, index: int) -> bool:
+    """Tell whether nothing of a file, by its place in the inventory, could be read."""
+    assert store is not None and known is not None
+    start, stop = Rows(known).of_file(index)
+    rows = np.arange(start, stop)
+    pending = [store.base.bounds(shard) for shard in store.pending()]
+    if any(start < high and low < stop for low, high in pending):
+        return False
+    return bool(len(rows) and (store.base.take("columns/status", rows) & Status.UNREADABLE).all())
 
 
 def _known_store(experiment: Experiment) -> SpectraStore | None:
@@ -85,6 +99,7 @@ def _known_store(experiment: Experiment) -> SpectraStore | None:
     if not SpectraStore.is_finished(path):
         return None
     store = SpectraStore.open(path, write=True)
+    _warn_of_catalog(experiment, store)
     differs = differences(store.settings["identity"], store_identity(experiment))
     if differs:
         raise LayoutError(
@@ -108,9 +123,27 @@ def _create(experiment: Experiment, source: Source, inventory: Inventory) -> Spe
         columns=_learn_columns(source, recipe, inventory),
         digest=store_digest(experiment, inventory),
         recipe=recipe_digest(experiment),
-        settings=resolved | {"identity": store_identity(experiment)},
+        settings=resolved | {"identity": store_identity(experiment), "catalog": _catalog_stamp(experiment)},
         inventory=inventory,
     )
+
+
+def _catalog_stamp(experiment: Experiment) -> list[int]:
+    """Size and time of the source's catalogue; empty where there is none."""
+    catalog = getattr(experiment.ingest.source, "catalog", None)
+    places = [] if catalog is None else [Path(catalog), Path(experiment.ingest.source.path) / catalog]  # type: ignore[union-attr]
+    found = next((place.stat() for place in places if place.is_file()), None)
+    return [] if found is None else [found.st_size, found.st_mtime_ns]
+
+
+def _warn_of_catalog(experiment: Experiment, store: SpectraStore) -> None:
+    if _catalog_stamp(experiment) != store.settings.get("catalog", []):
+        warnings.warn(
+            f"the catalogue is not the one that {store.path} was made with: files that are in the store keep the "
+            "spectra that it selected then; choose another output to select anew",
+            DistspecWarning,
+            stacklevel=2,
+        )
 
 
 def _fill(experiment: Experiment, store: SpectraStore) -> None:
@@ -124,14 +157,21 @@ def _fill(experiment: Experiment, store: SpectraStore) -> None:
         items = [(shard, rows.pieces(*store.base.bounds(shard))) for shard in store.pending()]
         for _ in map_shards(Ingester, (experiment, store.path), items, settings, "ingest"):
             pass
-        _second_look(experiment, store)
         source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
         missing = source.missing()
+        try:
+            _second_look(experiment, store)
+        except ConfigError as error:
+            # Why so few are left is what the user needs to know now.
+            lines = write_ledger(store, missing, ledger_path(experiment))
+            raise ConfigError(f"{error} ({lines} are set aside; {ledger_path(experiment)} says why)") from error
         write_ledger(store, missing, ledger_path(experiment))
         status = store.status()
         run.metrics({"spectra": len(status), "set_aside": int((status != 0).sum()), "missing": len(missing)})
         run.metrics({f"set_aside_{reason.lower()}": count for reason, count in first_reasons(status).items()})
         run.text(repr(store), "store.txt")
+        # Last: until now a run that was killed does all of this again.
+        store.looked()
 
 
 def _second_look(experiment: Experiment, store: SpectraStore) -> None:
@@ -150,7 +190,7 @@ def _second_look(experiment: Experiment, store: SpectraStore) -> None:
         ]
         for _ in map_shards(Looker, (store.path,), items, experiment.runtime, "look"):
             pass
-    store.looked()
+    store.reload()
 
 
 def _count(experiment: Experiment, source: Source, names: list[str]) -> Iterator[tuple[str, int]]:
@@ -170,8 +210,8 @@ def _counts(source: Source, names: list[str]) -> list[tuple[str, int]]:
         try:
             counts.append((name, source.count(name)))
         except SourceError:
-            # It takes one row; reading it raises the same error, which that row then tells.
-            counts.append((name, 1))
+            # It takes one row, which will tell why.
+            counts.append((name, -1))
     return counts
 
 
@@ -238,7 +278,7 @@ class Ingester:
         unreachable: list[SourceError] = []
         for piece in pieces:
             for start in range(piece.start, piece.stop, _BATCH):
-                part = Piece(piece.name, start, min(start + _BATCH, piece.stop))
+                part = Piece(piece.name, start, min(start + _BATCH, piece.stop), piece.counted)
                 read.append(self._read(part, unreachable))
                 if sum(len(spectra) for spectra, _ in read) >= _BATCH:
                     yield self._prepare(read)
@@ -253,6 +293,9 @@ class Ingester:
         count = len(piece)
         notes = {"file": np.full(count, piece.name), "note": np.full(count, "")}
         try:
+            if not piece.counted:
+                self._source.count(piece.name)
+                raise SourceError(f"{piece.name}: could not be counted when it was listed; touch it, and ingest again")
             spectra, columns = self._source.read(piece)
         except SourceError as error:
             if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, BadGzipFile):

@@ -111,9 +111,7 @@ def _fit(experiment: Experiment, store: SpectraStore, state: Path, run: Run) -> 
     resources = {"GPU": 1.0} if settings.gpu else {"CPU": 1.0}
     trainer = ray.train.torch.TorchTrainer(
         _loop,
-        train_loop_config={
-            "job": Job(str(Path(store.path).resolve()), str(state.resolve()), settings, experiment.seed)
-        },
+        train_loop_config={"job": Job(store.address, str(state.resolve()), settings, experiment.seed)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers, use_gpu=settings.gpu, resources_per_worker=resources
         ),

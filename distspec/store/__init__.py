@@ -15,15 +15,15 @@ killed writer leaves nothing that a reader takes for whole; the same data give t
 chunk that is missing or damaged is an error and never a fill value. Rows added later are further parts (`layer.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Float32, Int32, Int64, Shaped
+from jaxtyping import Int32, Int64, Shaped
 
-from distspec.errors import LayoutError, StoreError, StoreNotFoundError
+from distspec.errors import LayoutError, PartialShardError, StoreError, StoreNotFoundError
 from distspec.sample import Statistics
 from distspec.spectra import Columns, Spectra, WaveGrid
 from distspec.store.chunks import use_threads
@@ -34,6 +34,7 @@ from distspec.store.places import clear, has, names_in, open_place, place_of
 __all__ = ["SCHEMA", "Fields", "Inventory", "Layer", "SpectraStore", "field_of", "limit_threads"]
 
 SECOND_LOOK = "second-look"
+_COPY = "put them back from a copy, or make the store again"
 _SECOND_LOOK_FIELDS: Fields = {"status": ("i4", ()), "factor": ("f4", ())}
 
 
@@ -57,7 +58,7 @@ class SpectraStore:
         self.digest = str(meta["digest"])
         self.settings: dict[str, Any] = dict(meta["settings"])
         self._recipe = str(meta["recipe"])
-        self._read_sample()
+        self.reload()
 
     @classmethod
     def create(
@@ -112,8 +113,7 @@ class SpectraStore:
         create_layer(root, "base", [rows], shard_rows, chunk_rows, fields, {})
         root.create_group("layers")
         root.create_group("inventory")
-        if inventory is not None:
-            write_inventory(root["inventory"], 0, inventory)
+        write_inventory(root["inventory"], 0, Inventory.empty() if inventory is None else inventory)
         root.attrs["distspec"] = {
             "schema": SCHEMA,
             "grid": grid.to_dict(),
@@ -159,6 +159,11 @@ class SpectraStore:
         return cls(root)
 
     @property
+    def address(self) -> str:
+        """The store's URL, or its path from the root: the same for a process in another folder."""
+        return self.path if "://" in self.path else str(Path(self.path).resolve())
+
+    @property
     def rows(self) -> int:
         """Number of spectra, those set aside included."""
         return self.base.rows
@@ -191,7 +196,7 @@ class SpectraStore:
 
     def inventory(self) -> Inventory:
         """Give the files that all rows came from, in the order of the rows."""
-        return read_inventory(self._root["inventory"], len(self.base.parts))
+        return read_inventory(self._root, len(self.base.parts))
 
     def extend(self, rows: int, inventory: Inventory) -> None:
         """Make room for the rows of further files; what is there is not touched.
@@ -218,7 +223,8 @@ class SpectraStore:
         spectra = Spectra(np.arange(start, stop, dtype=np.int64), flux, ivar, self.grid, redshift)
         if self.statistics is None or not frozen:
             return spectra
-        return self.statistics.apply(spectra, self._factor(lambda look: look.read("factor", start, stop)))
+        look = self._second(stop)
+        return self.statistics.apply(spectra, None if look is None else look.read("factor", start, stop))
 
     def take(self, rows: Int64[np.ndarray, "m"]) -> Spectra:
         """Read single spectra, in the order given, as `read` does."""
@@ -227,12 +233,14 @@ class SpectraStore:
         spectra = Spectra(rows, self.base.take("flux", rows), self.base.take("ivar", rows), self.grid, redshift)
         if self.statistics is None:
             return spectra
-        return self.statistics.apply(spectra, self._factor(lambda look: look.take("factor", rows)))
+        look = self._second(int(rows.max()) + 1 if len(rows) else 0)
+        return self.statistics.apply(spectra, None if look is None else look.take("factor", rows))
 
     def status(self, start: int = 0, stop: int | None = None) -> Int32[np.ndarray, "n"]:
         """Read the status of a run of rows: what preparation found, and what the second look added."""
-        status = self.base.read("columns/status", start, stop)
-        return status if self._look is None else status | self._look.read("status", start, stop)
+        status: Int32[np.ndarray, "n"] = self.base.read("columns/status", start, stop)
+        look = self._second(self.rows if stop is None else stop)
+        return status if look is None else status | look.read("status", start, stop)
 
     def column(self, name: str, rows: Int64[np.ndarray, "m"] | None = None) -> Shaped[np.ndarray, "m ..."]:
         """Read one catalogue column, whole or for some rows; `status` as the method of that name gives it."""
@@ -240,7 +248,8 @@ class SpectraStore:
             if rows is None:
                 return self.status()
             status = self.base.take("columns/status", rows)
-            return status if self._look is None else status | self._look.take("status", rows)
+            look = self._second(int(rows.max()) + 1 if len(rows) else 0)
+            return status if look is None else status | look.take("status", rows)
         field = f"columns/{name}"
         return self.base.read(field) if rows is None else self.base.take(field, rows)
 
@@ -260,7 +269,7 @@ class SpectraStore:
             for name, values in statistics.to_arrays().items():
                 group.create_array(name, data=np.asarray(values))
         self._root.attrs["distspec"] = dict(meta) | {"sample": None if statistics is None else statistics.digest}
-        self._read_sample()
+        self.reload()
 
     @property
     def is_frozen(self) -> bool:
@@ -270,33 +279,77 @@ class SpectraStore:
     @property
     def has_look(self) -> bool:
         """True where an earlier second look found something to keep."""
-        return self._look is not None
+        return self._look is not None or bool(self._root.attrs["distspec"].get("look"))
 
     def look(self) -> Layer:
         """Open the layer of the second look for writing, or make it; it covers all rows."""
-        if SECOND_LOOK in self._root["layers"] and "distspec" in self._root["layers"][SECOND_LOOK].attrs:
-            look = open_layer(self._root["layers"], SECOND_LOOK)
-            look.extend(self.base.parts)
-        else:
-            look = self.create_layer(SECOND_LOOK, _SECOND_LOOK_FIELDS)
-        return look
+        return self.create_layer(SECOND_LOOK, _SECOND_LOOK_FIELDS)
 
     def looked(self) -> None:
         """Say that the second look has been taken over all rows, by a layer or because nothing asked for one."""
-        self._root.attrs["distspec"] = dict(self._root.attrs["distspec"]) | {"looked": list(self.base.parts)}
-        self._read_sample()
+        self.reload()
+        told = {"looked": list(self.base.parts), "look": self._look is not None}
+        self._root.attrs["distspec"] = dict(self._root.attrs["distspec"]) | told
 
-    def _read_sample(self) -> None:
-        self.statistics: Statistics | None = None
-        if self._root.attrs["distspec"].get("sample"):
-            group = self._root["sample"]
-            self.statistics = Statistics.from_arrays({name: group[name][...] for name in group.array_keys()})
-        layers = self._root["layers"]
-        there = SECOND_LOOK in layers and "distspec" in layers[SECOND_LOOK].attrs
-        self._look = open_layer(layers, SECOND_LOOK) if there else None
+    def forget_look(self) -> None:
+        """Let the next ingest take the second look again; what it finds does not change."""
+        meta = dict(self._root.attrs["distspec"])
+        meta.pop("looked", None)
+        meta.pop("look", None)
+        self._root.attrs["distspec"] = meta
+        self._layers.create_group(SECOND_LOOK, overwrite=True)
+        self.reload()
 
-    def _factor(self, of: Callable[[Layer], Float32[np.ndarray, "n"]]) -> Float32[np.ndarray, "n"] | None:
-        return None if self._look is None else of(self._look)
+    @property
+    def damage(self) -> list[str]:
+        """What is wrong with the frozen statistics and the second look; such a store is not read."""
+        return [problem for problem in (self._sample_damage, self._look_damage) if problem]
+
+    def reload(self) -> None:
+        """Read again what belongs to the whole sample: the frozen statistics and the second look."""
+        meta = self._root.attrs["distspec"]
+        self._statistics, self._sample_damage = _read_statistics(self._root, meta.get("sample"))
+        self._look, self._look_damage = None, ""
+        try:
+            if SECOND_LOOK in self._layers and "distspec" in self._layers[SECOND_LOOK].attrs:
+                self._look = open_layer(self._layers, SECOND_LOOK)
+        except Exception as error:  # whatever zarr makes of damaged JSON
+            self._look_damage = f"{self.path}/layers/{SECOND_LOOK} is damaged ({' '.join(repr(error).split())})"
+        if meta.get("look") and self._look is None and not self._look_damage:
+            self._look_damage = f"{self.path}/layers/{SECOND_LOOK} is missing"
+        if self._look_damage:
+            self._look_damage += "; `distspec ingest --mend`, then `distspec ingest`, make it again"
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """The frozen statistics of the sample; None where the recipe asks for none.
+
+        Raises:
+            LayoutError: they are damaged.
+        """
+        if self._sample_damage:
+            raise LayoutError(self._sample_damage)
+        return self._statistics
+
+    def _second(self, stop: int) -> Layer | None:
+        """Give the second look for rows below `stop`, None where there was nothing to keep."""
+        if self._look_damage:
+            raise LayoutError(self._look_damage)
+        if self._look is not None and stop > self._look.rows:
+            raise PartialShardError(
+                f"rows {self._look.rows}-{self.rows} of {self.path} are not settled; run `distspec ingest` to finish"
+            )
+        return self._look
+
+    @property
+    def _layers(self) -> zarr.Group:
+        try:
+            return self._root["layers"]
+        except Exception as error:  # whatever zarr makes of damaged JSON
+            raise LayoutError(
+                f"the metadata of {self.path}/layers are missing or damaged ({' '.join(repr(error).split())}); "
+                "make the store again"
+            ) from error
 
     def create_layer(
         self,
@@ -324,7 +377,7 @@ class SpectraStore:
         """
         parts = list(self.base.parts) if rows is None else [rows]
         shard_rows = self.base.shard_rows if shard_rows is None else shard_rows
-        layers = self._root["layers"]
+        layers = self._layers
         if name in layers and "distspec" in layers[name].attrs:
             layer = Layer(layers[name], name)
             if (
@@ -348,13 +401,15 @@ class SpectraStore:
         Raises:
             StoreNotFoundError: there is none of this name.
         """
-        if name not in self._root["layers"]:
+        if name not in self._layers:
             raise StoreNotFoundError(f"{place_of(self._root)} has no layer {name!r}; run its stage first")
-        return open_layer(self._root["layers"], name)
+        return open_layer(self._layers, name)
 
     def layers(self) -> list[str]:
         """Name all layers of results, in alphabetical order."""
-        return sorted(name for name in self._root["layers"].group_keys() if name != SECOND_LOOK)
+        # By their folders: a damaged layer is named too, and opening it says what is wrong.
+        names = names_in(self._root.store, self._layers.path)
+        return sorted(name for name in names if name not in (SECOND_LOOK, "zarr.json") and ".partial" not in name)
 
     def all_layers(self) -> list[Layer]:
         """Open the base arrays, the second look and all layers of results."""
@@ -394,6 +449,21 @@ class SpectraStore:
             f"SpectraStore({self.rows} rows on {self.grid}; {done} of {self.shards} shards; "
             f"layers: {', '.join(self.layers()) or 'none'})"
         )
+
+
+def _read_statistics(root: zarr.Group, digest: str | None) -> tuple[Statistics | None, str]:
+    """Read the frozen statistics of that digest; or say what is wrong with them."""
+    if not digest:
+        return None, ""
+    place = f"{place_of(root)}/sample"
+    try:
+        group = root["sample"]
+        found = Statistics.from_arrays({name: group[name][...] for name in group.array_keys()})
+    except Exception as error:  # whatever zarr, its codecs and the statistics make of damage
+        return None, f"the frozen statistics in {place} are damaged ({' '.join(repr(error).split())}); {_COPY}"
+    if found.digest != digest:
+        return None, f"the frozen statistics in {place} are {found.digest}; expected {digest}: damaged; {_COPY}"
+    return found, ""
 
 
 def limit_threads(threads: int) -> None:

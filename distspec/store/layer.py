@@ -84,8 +84,7 @@ class Layer:
 
     def pending(self) -> list[int]:
         """Name the shards that are not yet written, in order."""
-        marks = np.asarray(self._group["commits"][: self.shards])
-        return [int(shard) for shard in np.flatnonzero(marks == 0)]
+        return [int(shard) for shard in np.flatnonzero(self._marks() == 0)]
 
     def write(self, shard: int, values: Mapping[str, Shaped[np.ndarray, "n ..."]]) -> None:
         """Write all fields of one shard, then its mark.
@@ -161,7 +160,7 @@ class Layer:
 
     def written(self) -> list[int]:
         """Name the shards that are written, in order."""
-        return [int(shard) for shard in np.flatnonzero(np.asarray(self._group["commits"][: self.shards]))]
+        return [int(shard) for shard in np.flatnonzero(self._marks())]
 
     def verify(self, shard: int) -> str:
         """Read all fields of a written shard and compare them with its mark.
@@ -177,7 +176,7 @@ class Layer:
             array.astype(object) if self.fields[key][0] == "string" else np.ascontiguousarray(array)
             for key, array in zip(self.fields, arrays, strict=True)
         )
-        if whole + 1 != int(self._group["commits"][shard]):
+        if whole + 1 != int(self._marks()[shard]):
             start, stop = self.bounds(shard)
             return f"{place_of(self._group)}: rows {start}-{stop} are not what their mark says was written"
         return ""
@@ -208,6 +207,17 @@ class Layer:
         meta = dict(self._group.attrs["distspec"]) | {"parts": list(self.parts)}
         self._group.attrs["distspec"] = meta
         self._readers.clear()
+
+    def _marks(self, shard: int | None = None) -> Shaped[np.ndarray, "shards"]:
+        """Read the marks of all shards, or of one."""
+        run = slice(0, self.shards) if shard is None else slice(shard, shard + 1)
+        try:
+            return np.asarray(self._group["commits"][run])
+        except Exception as error:  # whatever zarr makes of damage
+            raise LayoutError(
+                f"{place_of(self._group)}/commits is damaged ({' '.join(repr(error).split())}): which shards are "
+                "written is not known; make the layer again"
+            ) from error
 
     @property
     def _end(self) -> int:
@@ -280,7 +290,7 @@ class Layer:
 
     def _require(self, array: Any, field: str, shard: int) -> None:
         """Refuse a shard that is not committed or has lost a file: zarr itself would read fill values there."""
-        if int(self._group["commits"][shard]) == 0:
+        if int(self._marks(shard)[0]) == 0:
             start, stop = self.bounds(shard)
             raise PartialShardError(
                 f"rows {start}-{stop} of {place_of(self._group)} are not written yet; run the stage again to finish it"

@@ -48,15 +48,16 @@ def has(store: Any, key: str) -> bool:
     try:
         return bool(sync(store.exists(key)))
     except Exception as error:  # each library fails in its own way
-        raise StoreError(f"{place_of(store)} does not answer ({error}); see to the connection") from error
+        first = " ".join(str(error).partition("Debug source")[0].split())[:300]
+        raise StoreError(f"{place_of(store)} does not answer ({first}); see to the connection and the name") from error
 
 
-def names_in(store: Any) -> list[str]:
-    """Name what lies directly in a store."""
+def names_in(store: Any, folder: str = "") -> list[str]:
+    """Name what lies directly in a store, or in a folder of it."""
 
     async def collect() -> list[str]:
         # Called in here, since obstore wants a running event loop.
-        return [name.rstrip("/") async for name in store.list_dir("")]
+        return [name.rstrip("/") async for name in store.list_dir(folder)]
 
     return [name for name in sync(collect()) if name]
 

@@ -142,3 +142,20 @@ def test_a_torn_file_claims_to_go_on_and_holds_what_it_holds(tmp_path: Path, pac
     assert file.read(2880) == b""
     file.seek(10**18)
     assert file.read(10) == b""
+
+
+def test_links_to_folders_are_followed_once_and_odd_names_are_found_again(tmp_path: Path) -> None:
+    (tmp_path / "tree/inner").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.fits").write_bytes(b"a")
+    (tmp_path / "tree/linked").symlink_to("../elsewhere")
+    (tmp_path / "tree/inner/loop").symlink_to("..")
+    odd = os.fsdecode(b"bad\xff\xfe.fits")
+    (tmp_path / "tree" / odd).write_bytes(b"odd")
+    os.mkfifo(tmp_path / "tree/pipe.fits")
+    files = Files(str(tmp_path / "tree"), "files")
+    names = [entry.name for entry in files.list()]
+    assert names == ["bad\\xff\\xfe.fits", "linked/a.fits", "pipe.fits"]
+    assert files.open(names[0]).read() == b"odd"
+    with pytest.raises(OSError, match="not a regular file"):
+        files.open("pipe.fits")

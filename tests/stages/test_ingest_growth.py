@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from astropy.io import fits
+from filelock import FileLock
 
 from distspec.audit import audit
 from distspec.cli import main
@@ -15,8 +16,9 @@ from distspec.config import Experiment, dump
 from distspec.errors import ConfigError, DistspecWarning, LayoutError, SourceError
 from distspec.pipeline import check, run
 from distspec.second_look import duplicate_rows
+from distspec.sources.desi import DesiCoadds
 from distspec.sources.simulate import SimulatedSurvey
-from distspec.sources.write_files import write_sdss
+from distspec.sources.write_files import write_desi, write_sdss
 from distspec.spectra import Status
 from distspec.stages.ingest import ingest
 from distspec.store import SpectraStore
@@ -256,3 +258,86 @@ def test_scores_and_explanations_follow_a_store_that_grows(ray_session: None, tm
     assert again.scores.rows == 110
     usable = again.store.column("status") == 0
     assert np.isfinite(again.scores.read("chi2")[usable]).all()
+
+
+def test_a_file_that_was_bad_may_be_put_right_and_comes_in_with_the_next_ingest(
+    ray_session: None, tmp_path: Path
+) -> None:
+    files = files_of(tmp_path / "files", range(6))
+    sound = files[2].read_bytes()
+    files[2].write_bytes(sound[:9000])
+    experiment = survey(tmp_path)
+    first = ingest(experiment)
+    assert (first.column("status") == Status.UNREADABLE).sum() == 1
+    files[2].write_bytes(sound)
+    again = ingest(experiment)
+    names, status = again.column("file"), again.column("status")
+    assert again.rows == 7
+    assert (status[names == files[2].name] == Status.UNREADABLE).tolist() == [True, False]
+    # Done: a third ingest finds nothing new.
+    assert ingest(experiment).rows == 7
+
+
+def test_a_file_that_could_not_be_counted_loses_no_spectra_silently(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coadds = write_desi(SimulatedSurvey(small(tmp_path).ingest.source, 5), tmp_path / "files", range(30), 10)
+    source = {"kind": "desi", "path": str(tmp_path / "files")}
+    prepare = {"dust": {"kind": "none"}, "grid": {"first": 3800.0, "last": 7400.0, "pixels": 160}}
+    experiment = small(tmp_path / "out", ingest={"source": source, "prepare": prepare})
+    count = DesiCoadds.count
+
+    def blip(self: DesiCoadds, name: str) -> int:
+        if name == coadds[1].name:
+            raise SourceError(f"{name}: Input/output error; expected a readable file")
+        return count(self, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DesiCoadds, "count", blip)
+        store = ingest(experiment)
+    assert store.rows == 21
+    status, names, notes = (store.column(name) for name in ("status", "file", "note"))
+    row = names.tolist().index(coadds[1].name)
+    assert status[row] == Status.UNREADABLE
+    assert "Input/output error" in notes[row]
+    coadds[1].touch()
+    again = ingest(experiment)
+    assert again.rows == 31
+    assert (again.column("file") == coadds[1].name).sum() == 11
+
+
+def test_the_ledger_comes_back_and_says_why_a_sample_is_too_small(ray_session: None, tmp_path: Path) -> None:
+    files_of(tmp_path / "files", range(8))
+    experiment = survey(tmp_path, sample={"impute": True}, cuts={"snr_min": 1e6})
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"8 are set aside; .*ledger\.csv says why"):
+            ingest(experiment)
+        assert (tmp_path / "out/ledger.csv").read_text().count("signal-to-noise") == 8
+    other = survey(tmp_path / "other", cuts={"snr_min": 1e6})
+    files_of(tmp_path / "other/files", range(3))
+    ingest(other)
+    (tmp_path / "other/out/ledger.csv").unlink()
+    ingest(other)
+    assert (tmp_path / "other/out/ledger.csv").is_file()
+
+
+def test_a_catalogue_that_has_changed_is_named(ray_session: None, tmp_path: Path) -> None:
+    files = files_of(tmp_path / "files", range(4))
+    rows = [tuple(int(part) for part in file.stem.split("-")[1:]) for file in files]
+    kind = [("PLATE", ">i4"), ("MJD", ">i4"), ("FIBERID", ">i4")]
+    catalog = tmp_path / "specObj.fits"
+    fits.BinTableHDU(np.array(rows[:2], dtype=kind)).writeto(catalog)
+    tree = survey(tmp_path).model_dump(mode="json", exclude_none=True)["ingest"]
+    tree["source"] |= {"catalog": str(catalog)}
+    assert ingest(small(tmp_path / "out", ingest=tree)).rows == 2
+    fits.BinTableHDU(np.array(rows * 300, dtype=kind)).writeto(catalog, overwrite=True)
+    with pytest.warns(DistspecWarning, match="the catalogue is not the one"):
+        assert ingest(small(tmp_path / "out", ingest=tree)).rows == 4
+
+
+def test_two_runs_on_one_store_are_refused(ray_session: None, tmp_path: Path) -> None:
+    files_of(tmp_path / "files", range(3))
+    tree = survey(tmp_path).model_dump(mode="json", exclude_none=True)["ingest"] | {"store": str(tmp_path / "s.zarr")}
+    with FileLock(tmp_path / "s.zarr.lock"), pytest.raises(ConfigError, match="another run is at work"):
+        run(small(tmp_path / "out", ingest=tree), only="ingest")
+    assert run(small(tmp_path / "out", ingest=tree), only="ingest").store.rows == 3

@@ -1,13 +1,16 @@
 """A store grows by parts: rows that are there stay where they are, byte for byte."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distspec.errors import LayoutError, PartialShardError
+from distspec.audit import audit
+from distspec.errors import LayoutError, PartialShardError, StoreError
 from distspec.sample import Statistics
 from distspec.spectra import Spectra, Status, WaveGrid
 from distspec.store import Inventory, SpectraStore
@@ -140,3 +143,80 @@ def test_frozen_statistics_cannot_be_changed(tmp_path: Path) -> None:
     store.freeze(None)
     with pytest.raises(Exception, match="cannot be changed"):
         store.freeze(Statistics.identity(GRID.pixels))
+
+
+def frozen(path: Path) -> SpectraStore:
+    """A store of one part with frozen statistics and a second look that marks row 9."""
+    whole = make_spectra(np.random.default_rng(3), GRID, 12)
+    store = make_store(path, whole, shard_rows=8, chunk_rows=4, look=False)
+    mean = np.full(GRID.pixels, 2, np.float32)
+    store.freeze(Statistics(12, np.ones(GRID.pixels, bool), mean, mean * np.nan, mean * np.nan))
+    look = store.look()
+    for shard in look.pending():
+        start, stop = look.bounds(shard)
+        status = np.where(np.arange(start, stop) == 9, int(Status.DUPLICATE), 0).astype(np.int32)
+        look.write(shard, {"status": status, "factor": np.ones(stop - start, np.float32)})
+    store.looked()
+    return store
+
+
+@pytest.mark.parametrize("what", ["sample", "inventory", "layers/second-look", "base/commits"])
+@pytest.mark.parametrize("damage", ["gone", "garbled", "flipped"])
+def test_damage_beside_the_spectra_is_found_and_never_read_over(tmp_path: Path, what: str, damage: str) -> None:
+    path = tmp_path / "s.zarr"
+    frozen(path)
+    chunks = sorted(p for p in (path / what).rglob("*") if p.is_file() and p.name != "zarr.json")
+    metadata = sorted((path / what).rglob("zarr.json"))
+    for file in [*chunks, *metadata] if damage != "flipped" else chunks:
+        content = file.read_bytes()
+        if damage == "gone":
+            file.unlink()
+        elif damage == "garbled":
+            file.write_bytes(b"{")
+        else:
+            file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        try:
+            store = SpectraStore.open(path)
+            problems = audit(store, lambda work, arguments, items: map(work(*arguments), items))
+        except StoreError as error:
+            problems = [str(error)]
+        # A flipped bit in a string's length or in what pads a chunk may change nothing.
+        assert problems or damage == "flipped", file
+        assert all("\n" not in problem for problem in problems)
+        file.write_bytes(content)
+    assert audit(SpectraStore.open(path), lambda work, arguments, items: map(work(*arguments), items)) == []
+
+
+def test_statistics_that_are_not_those_that_were_frozen_are_refused(tmp_path: Path) -> None:
+    store = frozen(tmp_path / "s.zarr")
+    array = zarr.open_group(store.path, mode="r+")["sample/mean"]
+    array[3] = 2.5
+    again = SpectraStore.open(store.path)
+    with pytest.raises(LayoutError, match="damaged"):
+        again.read(0)
+    assert "frozen statistics" in again.damage[0]
+
+
+def test_a_lost_second_look_is_refused_and_can_be_taken_again(tmp_path: Path) -> None:
+    store = frozen(tmp_path / "s.zarr")
+    shutil.rmtree(Path(store.path) / "layers/second-look")
+    again = SpectraStore.open(store.path, write=True)
+    with pytest.raises(LayoutError, match="second-look is missing"):
+        again.status()
+    audit(again, lambda work, arguments, items: map(work(*arguments), items), mend=True)
+    mended = SpectraStore.open(store.path)
+    assert (mended.damage, mended.finished) == ([], False)
+
+
+def test_rows_that_are_not_settled_yet_are_refused_and_the_others_are_not(tmp_path: Path) -> None:
+    store = frozen(tmp_path / "s.zarr")
+    store.extend(4, Inventory(["g"], *(np.array([n], np.int64) for n in (1, 2, 4))))
+    for shard in store.pending():
+        rows = np.arange(*store.base.bounds(shard))
+        columns = {"id": rows, "z": rows / 10, "status": np.zeros(len(rows), np.int32)}
+        store.write(shard, make_spectra(np.random.default_rng(0), GRID, len(rows))[:], columns)
+    again = SpectraStore.open(store.path)
+    assert np.flatnonzero(again.status(0, 12)).tolist() == [9]
+    for read in (again.status, lambda: again.read(2), lambda: again.take(np.array([13]))):
+        with pytest.raises(PartialShardError, match="rows 12-16 .* not settled"):
+            read()

@@ -11,9 +11,13 @@ import pytest
 from obstore.store import from_url
 
 from distspec.errors import StoreError, StoreNotFoundError
+from distspec.pipeline import run
+from distspec.sources.simulate import SimulatedSurvey
+from distspec.sources.write_files import write_sdss
 from distspec.spectra import Spectra
 from distspec.store import Inventory, SpectraStore
 from tests.conftest import make_store
+from tests.small import small
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,27 @@ def test_what_is_lost_in_a_bucket_is_an_error(bucket: str, spectra: Spectra) -> 
     with pytest.raises(StoreError, match="lost rows 16-32"):
         again.read(1)
     assert "lost rows 16-32" in again.base.verify(1)
+
+
+def test_a_run_reads_from_a_bucket_and_writes_its_store_there(bucket: str, ray_session: None, tmp_path: Path) -> None:
+    files = write_sdss(SimulatedSurvey(small(tmp_path).ingest.source, 5), tmp_path / "files", range(40))
+    for file in files:
+        obstore.put(from_url(f"{bucket}/raw"), file.name, file.read_bytes())
+    ingest = {
+        "source": {"kind": "sdss", "path": f"{bucket}/raw"},
+        "store": f"{bucket}/run/s.zarr",
+        "prepare": {"dust": {"kind": "none"}, "grid": {"first": 3800.0, "last": 7400.0, "pixels": 160}},
+    }
+    made = run(small(tmp_path / "out", ingest=ingest))
+    assert made.store.path == f"{bucket}/run/s.zarr"
+    assert made.store.rows == 40
+    assert made.scores is not None
+    usable = made.store.column("status") == 0
+    assert np.isfinite(made.scores.read("mse")[usable]).all()
+    assert not (tmp_path / "out/store.zarr").exists()
+    ingest["source"] = {"kind": "sdss", "path": str(tmp_path / "files")}
+    local = run(small(tmp_path / "local", ingest=ingest | {"store": str(tmp_path / "s.zarr")}), only="ingest")
+    np.testing.assert_array_equal(local.store.read(0).flux, made.store.read(0).flux)
 
 
 def test_wrong_places_are_refused_in_one_line(bucket: str) -> None:
