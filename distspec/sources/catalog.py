@@ -251,7 +251,9 @@ def _settle(spool: "_Spool", order: Int64[np.ndarray, "rows"], path: Path, kind:
             block = _convert(block, kind)
         if out is None:
             shape = (len(order), *block.shape[1:])
-            out = np.lib.format.open_memmap(path, "w+", block.dtype, shape)  # type: ignore[no-untyped-call]
+            # Typed in some versions of numpy only.
+            open_memmap: Any = np.lib.format.open_memmap
+            out = open_memmap(path, "w+", block.dtype, shape)
         out[start : start + len(block)] = block
     assert out is not None
     out.flush()

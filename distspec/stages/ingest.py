@@ -131,7 +131,8 @@ def _create(experiment: Experiment, source: Source, inventory: Inventory) -> Spe
 def _catalog_stamp(experiment: Experiment) -> list[int]:
     """Size and time of the source's catalogue; empty where there is none."""
     catalog = getattr(experiment.ingest.source, "catalog", None)
-    places = [] if catalog is None else [Path(catalog), Path(experiment.ingest.source.path) / catalog]  # type: ignore[union-attr]
+    root = getattr(experiment.ingest.source, "path", "")
+    places = [] if catalog is None else [Path(catalog), Path(root) / catalog]
     found = next((place.stat() for place in places if place.is_file()), None)
     return [] if found is None else [found.st_size, found.st_mtime_ns]
 
