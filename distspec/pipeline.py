@@ -155,7 +155,8 @@ def _locked(experiment: Experiment) -> Iterator[Path]:
                 place = path.parent if path.name == ".lock" else experiment.ingest.store
                 raise ConfigError(f"another run is at work in {place}; wait for it or choose another") from None
             except OSError as error:
-                raise ConfigError(f"cannot write to {path.parent}: {error.strerror}; choose another") from error
+                what = "the output" if path.name == ".lock" else "the folder"
+                raise ConfigError(f"cannot write to {what} {path.parent}: {error.strerror}; choose another") from error
         yield folder
 
 

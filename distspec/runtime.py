@@ -179,6 +179,9 @@ def map_actors(
     """Apply work to items in plain Ray actors: as `map_shards`, for few items that each take long."""
     if not items:
         return
+    if len(items) == 1 and not settings.gpus_per_worker:
+        yield from progress((_apply(lambda item: factory(*arguments)(item), item) for item in items), 1, label)
+        return
     packed = cloudpickle.dumps((os.getcwd(), factory, arguments))
     actor = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=1, num_gpus=settings.gpus_per_worker)(
         _ActorWorker

@@ -31,12 +31,13 @@ def files_of(folder: Path, rows: range) -> list[Path]:
     return write_sdss(SimulatedSurvey(small(folder).ingest.source, 5), folder, rows)
 
 
-def survey(tmp_path: Path, **prepare: Any) -> Experiment:
+def survey(tmp_path: Path, rows: int = 64, **prepare: Any) -> Experiment:
+    """Settings of a survey whose spectra fit in one shard, unless told otherwise."""
     ingest = {
         "source": {"kind": "sdss", "path": str(tmp_path / "files")},
         "prepare": {"dust": {"kind": "none"}} | prepare,
-        "shard_rows": 8,
-        "chunk_rows": 4,
+        "shard_rows": rows,
+        "chunk_rows": rows // 2,
     }
     return small(tmp_path / "out", ingest=ingest)
 
@@ -47,7 +48,7 @@ def without_metadata(folder: Path) -> dict[str, bytes]:
 
 def test_a_nights_files_extend_the_store_and_touch_nothing_that_is_there(ray_session: None, tmp_path: Path) -> None:
     files_of(tmp_path / "files", range(13))
-    experiment = survey(tmp_path)
+    experiment = survey(tmp_path, 8)
     first = ingest(experiment)
     assert (first.rows, first.shards) == (13, 2)
     name, before = first.digest, without_metadata(Path(first.path))
@@ -55,7 +56,7 @@ def test_a_nights_files_extend_the_store_and_touch_nothing_that_is_there(ray_ses
     store = ingest(experiment)
     assert (store.rows, store.shards, store.digest) == (20, 3, name)
     assert before.items() <= without_metadata(Path(store.path)).items()
-    alone = survey(tmp_path / "alone")
+    alone = survey(tmp_path / "alone", 8)
     shutil.copytree(tmp_path / "files", tmp_path / "alone/files")
     whole = ingest(alone)
     where = {file: row for row, file in enumerate(whole.column("file"))}
@@ -94,7 +95,7 @@ def test_a_finished_store_outlives_its_files_and_other_settings_are_named(ray_se
 
 def test_a_disk_that_is_gone_is_an_error_and_not_a_shard_of_unreadable_files(ray_session: None, tmp_path: Path) -> None:
     files = files_of(tmp_path / "files", range(12))
-    experiment = survey(tmp_path)
+    experiment = survey(tmp_path, 8)
     store = ingest(experiment)
     SpectraStore.open(store.path, write=True).base.reopen(1)
     for file in sorted(files)[8:]:
@@ -202,7 +203,7 @@ def test_a_damaged_store_is_found_out_mended_and_ends_with_the_same_bytes(
     ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files_of(tmp_path / "files", range(20))
-    experiment = survey(tmp_path)
+    experiment = survey(tmp_path, 8)
     settings = tmp_path / "s.toml"
     settings.write_text(dump(experiment))
     store = ingest(experiment)
