@@ -151,8 +151,7 @@ def map_shards(
     if not items:
         return
     if len(items) == 1 and not settings.gpus_per_worker:
-        # The start of a worker would take longer than most single shards.
-        yield from progress((_apply(lambda item: factory(*arguments)(item), item) for item in items), 1, label)
+        yield from _apply_here(factory, arguments, items, label)
         return
     _quiet_ray_data()
     packed = cloudpickle.dumps((os.getcwd(), factory, arguments))
@@ -180,7 +179,7 @@ def map_actors(
     if not items:
         return
     if len(items) == 1 and not settings.gpus_per_worker:
-        yield from progress((_apply(lambda item: factory(*arguments)(item), item) for item in items), 1, label)
+        yield from _apply_here(factory, arguments, items, label)
         return
     packed = cloudpickle.dumps((os.getcwd(), factory, arguments))
     actor = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=1, num_gpus=settings.gpus_per_worker)(
@@ -190,6 +189,14 @@ def map_actors(
     results = pool.map_unordered(lambda worker, item: worker.apply.remote(item), [cloudpickle.dumps(i) for i in items])
     for result in progress(results, len(items), label):
         yield _unpack(result)
+
+
+def _apply_here(
+    factory: Callable[..., Work], arguments: tuple[Any, ...], items: Sequence[Any], label: str
+) -> Iterator[Any]:
+    """Do a single item in this process: the start of a worker would take longer than most."""
+    results = (_apply(lambda item: factory(*arguments)(item), item) for item in items)
+    yield from progress(results, len(items), label)
 
 
 def _apply(work: Work, item: Any) -> Any:

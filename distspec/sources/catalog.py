@@ -110,19 +110,23 @@ class Catalog:
         return found, np.where(found, start, 0)
 
     def span(self, *keys: Int64[np.ndarray, "n"]) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
-        """Give the first row and one past the last row of each of these; equal where there is none."""
-        packed, valid = pack(keys)
-        start = np.searchsorted(self._packed, packed, "left")
-        stop = np.searchsorted(self._packed, packed, "right")
-        return start, np.where(valid, stop, start)
+        """Give the first row and one past the last row of each of these keys, or beginnings of keys.
 
-    def under(self, *keys: Int64[np.ndarray, "n"]) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
-        """Give the first row and one past the last row of each of these beginnings of keys."""
+        Both are equal where there is none.
+        """
         rest = len(self.keys) - len(keys)
         low, valid = pack((*keys, *[np.zeros_like(keys[0])] * rest))
         high, _ = pack((*keys, *[np.full_like(keys[0], (1 << 63 // len(self.keys)) - 1)] * rest))
         start = np.searchsorted(self._packed, low, "left")
         return start, np.where(valid, np.searchsorted(self._packed, high, "right"), start)
+
+    def outside(self, *keys: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "m"]:
+        """Give the rows that none of these keys, or beginnings of keys, reaches."""
+        start, stop = self.span(*keys)
+        reached = np.zeros(len(self) + 1, np.int64)
+        np.add.at(reached, start, 1)
+        np.add.at(reached, stop, -1)
+        return np.flatnonzero(np.cumsum(reached)[:-1] <= 0)
 
     def key(self, name: str) -> Int64[np.ndarray, "rows"]:
         """Give one of the key columns of all rows."""

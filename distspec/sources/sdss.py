@@ -24,7 +24,7 @@ from distspec.sources.catalog import Catalog, locate
 from distspec.sources.conventions import check_flux_unit, refuse_air
 from distspec.sources.files import Files
 from distspec.sources.fits import FitsFile, Unit
-from distspec.sources.sdss_conventions import FIRST, GRID, KEYS, STEP, check_vacuum, identities, place, statuses
+from distspec.sources.sdss_conventions import FIRST, GRID, KEYS, STEP, absent, check_vacuum, identities, place, statuses
 from distspec.sources.sdss_plates import PLATE_NAME, SdssPlates
 from distspec.spectra import Columns, Spectra, Status, WaveGrid
 
@@ -153,21 +153,10 @@ class SdssSpectra:
         return int(found[0])
 
     def missing(self) -> list[str]:
-        """Name the spectra that the catalog wants and no file is named for.
-
-        Nothing is known to be missing while there are files whose names do not say what they hold.
-        """
-        names = [entry.name for entry in self.listed if not self._is_other(entry)]
-        plate, mjd, fiber = _numbers(names)
-        if self._catalog is None or (plate < 0).any():
+        """Name the spectra that the catalog wants and no file is named for."""
+        if self._catalog is None:
             return []
-        have = np.zeros(len(self._catalog) + 1, np.int64)
-        start, stop = self._catalog.span(plate, mjd, fiber)
-        np.add.at(have, start, 1)
-        np.add.at(have, stop, -1)
-        gone = np.flatnonzero(np.cumsum(have)[:-1] <= 0)
-        keys = np.unique(np.stack([self._catalog.key(name)[gone] for name in KEYS], axis=1), axis=0)
-        return [f"spec-{p:04d}-{m:05d}-{f:04d}" for p, m, f in keys.tolist()]
+        return absent(self._catalog, _numbers([entry.name for entry in self.listed if not self._is_other(entry)]))
 
     def identify(self, piece: Piece) -> Columns:
         """Give nothing: what identifies the spectrum stands behind its flux."""

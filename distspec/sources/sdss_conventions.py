@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64, Shaped
 
 from distspec.errors import SourceError
+from distspec.sources.catalog import Catalog
 from distspec.sources.conventions import pixel_numbers, refuse_air
 from distspec.sources.fits import Header
 from distspec.spectra import Status, WaveGrid
@@ -171,3 +172,20 @@ def statuses(z: Float64[np.ndarray, "n"], zwarning: Int64[np.ndarray, "n"], kind
     status[zwarning & _ZWARNING_UNPLUGGED != 0] |= np.int32(Status.FIBER)
     status[calibrator] |= np.int32(Status.NOT_A_TARGET)
     return status
+
+
+def absent(catalog: Catalog, numbers: tuple[Int64[np.ndarray, "files"], ...]) -> list[str]:
+    """Name the spectra that a catalog wants and no file holds.
+
+    Arguments:
+        catalog: keyed by `KEYS`.
+        numbers: plate and MJD, and of `spec` files the fiber, that the files' names state; -1 where a name states none.
+
+    Returns:
+        Names as of `spec` files; none while a file does not say what it holds, for then nothing is known to be missing.
+    """
+    if (numbers[0] < 0).any():
+        return []
+    gone = catalog.outside(*numbers)
+    keys = np.unique(np.stack([catalog.key(name)[gone] for name in KEYS], axis=1), axis=0)
+    return [f"spec-{plate:04d}-{mjd:05d}-{fiber:04d}" for plate, mjd, fiber in keys.tolist()]

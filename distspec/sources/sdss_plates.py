@@ -31,6 +31,7 @@ from distspec.sources.sdss_conventions import (
     KEYS,
     NOPLUG,
     STEP,
+    absent,
     check_vacuum,
     identities,
     place,
@@ -98,7 +99,7 @@ class SdssPlates:
         """
         if self._catalog is None:
             return self._listed
-        start, stop = self._catalog.under(*_numbers(self._listed))
+        start, stop = self._catalog.span(*_numbers(self._listed))
         unnamed = [PLATE_NAME.fullmatch(PurePosixPath(entry.name).name) is None for entry in self._listed]
         wanted = (stop > start) | np.array(unnamed)
         return [entry for entry, is_wanted in zip(self._listed, wanted, strict=True) if is_wanted]
@@ -121,13 +122,7 @@ class SdssPlates:
         """Name the wanted spectra of plates that are not there."""
         if self._catalog is None:
             return []
-        start, stop = self._catalog.under(*_numbers(self._listed))
-        have = np.zeros(len(self._catalog) + 1, np.int64)
-        np.add.at(have, start, 1)
-        np.add.at(have, stop, -1)
-        gone = np.flatnonzero(np.cumsum(have)[:-1] <= 0)
-        keys = np.unique(np.stack([self._catalog.key(name)[gone] for name in KEYS], axis=1), axis=0)
-        return [f"spec-{p:04d}-{m:05d}-{f:04d}" for p, m, f in keys.tolist()]
+        return absent(self._catalog, _numbers(self._listed))
 
     def identify(self, piece: Piece) -> Columns:
         """Give the columns of fibers whose flux cannot be read; nothing where the plug map cannot be read either."""

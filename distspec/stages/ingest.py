@@ -276,7 +276,7 @@ class Ingester:
     def _prepared(self, pieces: list[Piece]) -> Iterator[tuple[Spectra, Columns]]:
         """Read piece by piece and prepare in batches."""
         read: list[tuple[Spectra, Columns]] = []
-        unreachable: list[SourceError] = []
+        unreachable: dict[str, SourceError] = {}
         for piece in pieces:
             for start in range(piece.start, piece.stop, _BATCH):
                 part = Piece(piece.name, start, min(start + _BATCH, piece.stop), piece.counted)
@@ -284,13 +284,15 @@ class Ingester:
                 if sum(len(spectra) for spectra, _ in read) >= _BATCH:
                     yield self._prepare(read)
                     read = []
-        if len(pieces) > 1 and len(unreachable) == len(pieces):
+        names = {piece.name for piece in pieces}
+        if len(names) > 1 and unreachable.keys() == names:
             # Not one bad file but a disk that is gone: to set all aside would make that final.
-            raise SourceError(f"none of {len(pieces)} files can be reached; the first: {unreachable[0]}")
+            first = unreachable[pieces[0].name]
+            raise SourceError(f"none of {len(names)} files can be reached; the first: {first}")
         if read:
             yield self._prepare(read)
 
-    def _read(self, piece: Piece, unreachable: list[SourceError]) -> tuple[Spectra, Columns]:
+    def _read(self, piece: Piece, unreachable: dict[str, SourceError]) -> tuple[Spectra, Columns]:
         count = len(piece)
         notes = {"file": np.full(count, piece.name), "note": np.full(count, "")}
         try:
@@ -300,7 +302,7 @@ class Ingester:
             spectra, columns = self._source.read(piece)
         except SourceError as error:
             if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, BadGzipFile):
-                unreachable.append(error)
+                unreachable[piece.name] = error
             grid = self._source.grid
             blank = np.zeros((count, grid.pixels), np.float32)
             spectra = Spectra(np.arange(piece.start, piece.stop, dtype=np.int64), blank, blank, grid)

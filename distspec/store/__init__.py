@@ -292,7 +292,9 @@ class SpectraStore:
         self._root.attrs["distspec"] = dict(self._root.attrs["distspec"]) | told
 
     def forget_look(self) -> None:
-        """Let the next ingest take the second look again; what it finds does not change."""
+        """Let the next ingest take the second look again, where it is lost; what it finds does not change."""
+        if not self._look_damage:
+            return
         meta = dict(self._root.attrs["distspec"])
         meta.pop("looked", None)
         meta.pop("look", None)

@@ -10,7 +10,7 @@ References:
 import os
 import struct
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ def shard_files(array: Any) -> "ShardFiles | None":
     index = [type(codec) for codec in outer.index_codecs]
     plain = inner == [BytesCodec, BloscCodec, Crc32cCodec] and index == [BytesCodec, Crc32cCodec]
     whole_rows = tuple(outer.chunk_shape[1:]) == tuple(array.shape[1:])
-    little = all(codec.endian is None or codec.endian.value == "little" for codec in (outer.codecs[0],))
+    endian = outer.codecs[0].endian if plain else None
+    little = endian is None or endian.value == "little"
     if not (plain and whole_rows and little and outer.index_location.value == "end"):
         return None
     return ShardFiles(array)
@@ -111,7 +112,11 @@ class ShardFiles:
                 for chunk in chunks:
                     decode(chunk)
             else:
-                list(_pool(_threads, os.getpid()).map(decode, chunks))
+                # All must have ended before the file is closed, those behind a failed one too.
+                done = [_pool(_threads, os.getpid()).submit(decode, chunk) for chunk in chunks]
+                wait(done)
+                for one in done:
+                    one.result()
         finally:
             os.close(descriptor)
 
