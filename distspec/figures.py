@@ -143,18 +143,22 @@ def _short(name: str) -> str:
 
 
 def training_figure(epochs: Sequence[Mapping[str, float]]) -> Any:
-    """Draw the losses and the learning rate of each epoch."""
+    """Draw the losses and the learning rate of each epoch; of a sliced flow log p and distances of each layer."""
+    sliced = "train_log_prob" in epochs[0]
+    measure, second = ("log_prob", "wasserstein_first") if sliced else ("loss", "learning_rate")
     source = ColumnDataSource(
         {
             "epoch": np.arange(1, len(epochs) + 1),
-            "train": _numbers(epochs, "train_chi2"),
-            "validation": _numbers(epochs, "validation_chi2"),
-            "rate": _numbers(epochs, "learning_rate"),
+            "train": _numbers(epochs, f"train_{measure}"),
+            "validation": _numbers(epochs, f"validation_{measure}"),
+            "rate": _numbers(epochs, second),
         }
     )
     losses = np.concatenate([source.data["train"], source.data["validation"]])
-    wide = np.nanmax(losses, initial=1.0) > 5 * np.nanmin(losses, initial=np.inf)
-    loss = _figure(260, "epoch", "χ² per pixel", y_axis_type="log" if wide else "linear")
+    wide = 0 < 5 * np.nanmin(losses, initial=np.inf) < np.nanmax(losses, initial=1.0)
+    step = "layer" if sliced else "epoch"
+    label = "mean log p (nats)" if sliced else "loss"
+    loss = _figure(260, step, label, y_axis_type="log" if wide else "linear")
     for name, color in (("train", COLORS["count"]), ("validation", COLORS["reconstruction"])):
         line = loss.line("epoch", name, source=source, color=color, line_width=2, legend_label=name)
         loss.scatter("epoch", name, source=source, color=color, size=4)
@@ -169,7 +173,7 @@ def training_figure(epochs: Sequence[Mapping[str, float]]) -> Any:
     loss.legend.border_line_alpha = 0
     loss.legend.label_text_font_size = "12px"
     loss.yaxis[0].formatter = NumeralTickFormatter(format="0.[000]")
-    rate = _figure(260, "epoch", "learning rate", x_range=loss.x_range)
+    rate = _figure(260, step, "largest distance to a Gaussian" if sliced else "learning rate", x_range=loss.x_range)
     rate.yaxis[0].formatter = PrintfTickFormatter(format="%.1e")
     rate.line("epoch", "rate", source=source, color=COLORS["flux"], line_width=2)
     return _grid([[loss, rate]])

@@ -138,23 +138,42 @@ class Run:
         """Keep a matplotlib figure as a picture."""
         self._send(lambda: self._client.log_figure(self.id, figure, name))
 
-    def register(self, folder: str | Path, facts: Mapping[str, str]) -> None:
-        """Keep a checkpoint and register it as the newest version of the experiment's model."""
-        self._send(lambda: self._register(str(folder), dict(facts)))
+    def register(
+        self, folder: str | Path, facts: Mapping[str, str], loss: float, pixels: int, outputs: Mapping[str, int]
+    ) -> None:
+        """Keep a checkpoint and register it as the newest version of the experiment's model.
 
-    def _register(self, folder: str, facts: dict[str, str]) -> None:
+        The alias `newest` moves to it; the alias `best` does if no version from the same store has a smaller loss.
+
+        Arguments:
+            folder: of the checkpoint.
+            facts: lineage, kept as tags of the version; `store` among them.
+            loss: on the validation set.
+            pixels: length of a spectrum, for the signature.
+            outputs: length of each output of the model, by name.
+        """
+        signed = _signature(pixels, outputs)
+        self._send(lambda: self._register(str(folder), dict(facts), loss, signed))
+
+    def _register(self, folder: str, facts: dict[str, str], loss: float, signed: str) -> None:
         from mlflow.exceptions import MlflowException
 
         name = self._experiment.tracking.model or self._experiment.name
         self._client.log_artifacts(self.id, folder, "model")
+        self._client.log_text(self.id, signed, "model/MLmodel")
         try:
             self._client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source = f"{self._client.get_run(self.id).info.artifact_uri}/model"
-        version = self._client.create_model_version(name, source=source, run_id=self.id, tags=facts).version
+        others = self._client.search_model_versions(f"name = '{name}'")
+        losses = [v.tags.get("validation_loss") for v in others if v.tags.get("store") == facts["store"]]
+        tags = facts | {"validation_loss": repr(loss)}
+        version = self._client.create_model_version(name, source=source, run_id=self.id, tags=tags).version
         self._client.set_registered_model_alias(name, "newest", version)
+        if all(other is None or loss <= float(other) for other in losses):
+            self._client.set_registered_model_alias(name, "best", version)
 
     def _send(self, call: Callable[[], object]) -> None:
         """Pass something on to the server; what it does not take waits for the end of the stage.
@@ -206,6 +225,19 @@ def serve(experiment: Experiment, port: int) -> int:
     # Nobody needs the server to run jobs, and that part has had holes (CVE-2026-0545).
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     return subprocess.call([*command, "--port", str(port)], env=environment)
+
+
+def _signature(pixels: int, outputs: Mapping[str, int]) -> str:
+    """Describe the model to MLflow: its inputs and outputs. No flavor is named, so that nothing there can run code."""
+    import numpy as np
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    single = np.dtype(np.float32)
+    inputs = [TensorSpec(single, (-1, pixels), name) for name in ("flux", "ivar")]
+    made = [TensorSpec(single, (-1, length) if length else (-1,), name) for name, length in outputs.items()]
+    text: str = Model(signature=ModelSignature(Schema(inputs), Schema(made))).to_yaml()
+    return text
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -120,7 +120,7 @@ def checkpoint(tmp_path: Path, grid: WaveGrid) -> Checkpoint:
     """A small model with random weights, saved."""
     torch.manual_seed(3)
     settings = Dense(hidden=(24,), latents=4)
-    model = DenseAutoencoder(settings, grid.pixels)
+    model = DenseAutoencoder(settings, grid)
     model.mean += 1.0
     return Checkpoint(model.eval(), settings, grid, "recipe").save(tmp_path / "model")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distspec.config import Cuts, Grid, Prepare, Score, Sky
-from distspec.detectors.reconstruction import ReconstructionScores
+from distspec.detectors.model import ModelScores
 from distspec.models.checkpoint import Checkpoint
 from distspec.prepare import Recipe
 from distspec.spectra import Columns, Spectra, WaveGrid
@@ -33,7 +33,7 @@ def observed(rng: np.random.Generator) -> tuple[Spectra, Columns]:
 
 @pytest.fixture
 def score(checkpoint: Checkpoint) -> Any:
-    scores, recipe = ReconstructionScores(checkpoint, Score(), "cpu"), Recipe(RECIPE, SURVEY)
+    scores, recipe = ModelScores(checkpoint, Score(), "cpu"), Recipe(RECIPE, SURVEY)
     assert recipe.grid.pixels == checkpoint.grid.pixels
 
     def chain(spectra: Spectra, columns: Columns) -> np.ndarray:

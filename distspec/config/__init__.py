@@ -1,8 +1,8 @@
 """One experiment's settings: a tree of frozen, strictly checked values with defaults in code.
 
 A TOML file states only what differs. Choices are unions told apart by `kind`. `digest` names results by the settings
-that made them, so a new setting never overwrites an old result. The classes stand in `sources`, `prepare`, `stages` and
-`fetch`; reading and writing them is here.
+that made them, so a new setting never overwrites an old result. The classes stand in `sources`, `prepare`, `models`,
+`stages` and `fetch`; reading and writing them is here.
 """
 
 import difflib
@@ -18,6 +18,18 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from distspec.config.base import ScoreName, Settings
 from distspec.config.fetch import Fetch, FetchDesi, FetchSdss, FetchSparcl, Transfer
+from distspec.config.models import (
+    AnyDensity,
+    Architecture,
+    Convolutional,
+    Dense,
+    Density,
+    Fit,
+    Redshifted,
+    Sliced,
+    Spline,
+    Variational,
+)
 from distspec.config.prepare import (
     AtWavelength,
     Cuts,
@@ -35,7 +47,6 @@ from distspec.config.prepare import (
 )
 from distspec.config.sources import Condition, Desi, Lamost, Sdss, Simulate, Source, Specutils, Table, Wanted
 from distspec.config.stages import (
-    Dense,
     Experiment,
     Explain,
     Export,
@@ -43,6 +54,7 @@ from distspec.config.stages import (
     Report,
     Runtime,
     Score,
+    Second,
     Tracking,
     Train,
     Values,
@@ -50,10 +62,14 @@ from distspec.config.stages import (
 from distspec.errors import ConfigError
 
 __all__ = [
+    "AnyDensity",
+    "Architecture",
     "AtWavelength",
     "Condition",
+    "Convolutional",
     "Cuts",
     "Dense",
+    "Density",
     "Desi",
     "Distance",
     "DustColumn",
@@ -65,6 +81,7 @@ __all__ = [
     "FetchDesi",
     "FetchSdss",
     "FetchSparcl",
+    "Fit",
     "Grid",
     "Ingest",
     "Lamost",
@@ -73,22 +90,27 @@ __all__ = [
     "NoDust",
     "NoScale",
     "Prepare",
+    "Redshifted",
     "Report",
     "Runtime",
     "Sample",
     "Score",
     "ScoreName",
     "Sdss",
+    "Second",
     "Settings",
     "Simulate",
     "Sky",
+    "Sliced",
     "Source",
     "Specutils",
+    "Spline",
     "Table",
     "Tracking",
     "Train",
     "Transfer",
     "Values",
+    "Variational",
     "Wanted",
     "differences",
     "digest",
@@ -209,7 +231,7 @@ def _explain_refusal(error: ValidationError, tree: dict[str, Any]) -> str:
     # In a union the location holds the kind that was tried, which is no key of the file.
     shown, node = [], tree
     for part in place:
-        if isinstance(node, dict) and part not in node and node.get("kind") == part:
+        if isinstance(node, dict) and part not in node and node.get("kind", _unnamed(part)) == part:
             continue
         shown.append(part)
         node = node.get(part, {}) if isinstance(node, dict) else {}
@@ -220,6 +242,9 @@ def _explain_refusal(error: ValidationError, tree: dict[str, Any]) -> str:
         return f"unknown setting {key!r}{hint}{more}"
     if first["type"] == "union_tag_not_found":
         return f"setting '{key}.kind' is missing: say which kind of {shown[-1]} you mean{more}"
+    if first["type"] == "union_tag_invalid":
+        tag, known = (str(first["ctx"][part]) for part in ("tag", "expected_tags"))
+        return f"setting '{key}.kind': got {tag!r}; expected one of {known}{more}"
     message = first["msg"].removeprefix("Value error, ")
     found = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f", got {first['input']!r}"
     return f"setting {key!r}: {message}{found}{more}" if key else f"{message}{more}"
@@ -227,7 +252,15 @@ def _explain_refusal(error: ValidationError, tree: dict[str, Any]) -> str:
 
 def _keys() -> set[str]:
     """Collect the names of all settings, however deep."""
-    return {name for model in Settings.__subclasses__() for name in model.model_fields}
+    models = [Settings]
+    for model in models:
+        models += model.__subclasses__()
+    return {name for model in models for name in model.model_fields}
+
+
+def _unnamed(part: str) -> str | None:
+    """Tell whether a part of a place is the kind that is taken where none is named."""
+    return part if part in ("dense", "sliced") else None
 
 
 def dump(settings: Settings) -> str:

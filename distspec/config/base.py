@@ -19,12 +19,21 @@ ScoreName = Literal[
     "relative_trimmed",
     "relative_filtered_trimmed",
     "chi2",
+    "density",
 ]
-"""Scores of detectors/reconstruction.py: eight of Ortiz & Boquien, and the masked chi-squared per good pixel."""
+"""Eight scores of Ortiz & Boquien, the masked chi-squared per good pixel (detectors/reconstruction.py), and with
+`train.density` -log p of the latents (models/density.py)."""
 
 
 def _unset(value: Any) -> Any:
-    return None if value is False else value
+    return None if value is False else _tupled(value)
+
+
+def _tupled(value: Any) -> Any:
+    """Turn lists into tuples, however deep: what a validator has touched no longer counts as JSON, which has none."""
+    if isinstance(value, dict):
+        return {key: _tupled(inner) for key, inner in value.items()}
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
 
 
 Off = BeforeValidator(_unset)

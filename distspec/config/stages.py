@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distspec.config.base import Count, Positive, ScoreName, Settings
+from distspec.config.base import Count, Off, Positive, ScoreName, Settings
+from distspec.config.models import AnyDensity, Architecture, Dense, Fit
 from distspec.config.prepare import Prepare
 from distspec.config.sources import Simulate, Source
 
 __all__ = [
-    "Dense",
     "Experiment",
     "Explain",
     "Export",
@@ -17,6 +17,7 @@ __all__ = [
     "Report",
     "Runtime",
     "Score",
+    "Second",
     "Tracking",
     "Train",
     "Values",
@@ -59,37 +60,31 @@ class Ingest(Settings):
         return self
 
 
-class Dense(Settings):
-    """Dense autoencoder (Böhm et al.): hidden layers of the encoder, mirrored in the decoder."""
+class Second(Fit):
+    """Second network, trained on what the first one makes of the spectra: denoised, and inpainted (Böhm et al.)."""
 
-    kind: Literal["dense"] = "dense"
-    hidden: tuple[Count, ...] = (800, 590)
-    latents: Count = 10
-    activation: Literal["relu", "leaky_relu"] = "leaky_relu"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    scale: Literal["unit", "mean"] = "unit"
-    """What the centred flux is divided by before the first layer: 1, or the mean spectrum of the training set."""
+    batch: Count = 512
+    learning_rate: Positive = 1e-4
 
 
-class Train(Settings):
+class Train(Fit):
     """Store -> checkpoint and registered model (stages/train.py)."""
 
-    model: Dense = Dense()
-    epochs: Count = 40
-    batch: Count = 512
-    """Spectra in a step, over all workers together."""
-    learning_rate: Positive = 1e-3
-    final_learning_rate: Positive = 1e-5
-    """The rate falls linearly from one to the other over all steps (Böhm et al., polynomial of power 1)."""
+    model: Architecture = Dense()
+    loss: Literal["chi2", "mse"] = "chi2"
+    """Of dense and convolutional models: masked chi-squared per good pixel, or squared error per good pixel."""
+    second: Annotated[Second | None, Off] = None
+    """Train a second network of the same kind, from the weights of the first, on the first one's reconstructions."""
+    density: Annotated[AnyDensity | None, Off] = None
+    """Fit the density of the latents, which gives the score `density`."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the spectra kept for validation, drawn by row."""
-    patience: Count = 8
-    """Epochs without a better validation loss before training stops."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Ray Train workers; 0 trains in the driver's own process, which saves their start on one machine."""
     gpu: bool = False
     cache_gb: Annotated[float, Field(ge=0)] = 4.0
-    """Training spectra that fit in this much memory are read once; others are read again in every epoch."""
+    """Training spectra that fit in this much memory, on the GPU if there is one, are read once and mixed as a whole;
+    others are read again in every epoch, and mixed sixteen chunks at a time."""
 
 
 class Score(Settings):

@@ -7,19 +7,15 @@ for one variant, magnitudes are not comparable between variants or between spect
 
 from typing import Final, get_args
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from distspec.config import Score, ScoreName
-from distspec.lines import near_lines
-from distspec.models.checkpoint import Checkpoint
-from distspec.spectra import Spectra
 
-__all__ = ["SCORES", "ReconstructionDetector", "ReconstructionScores", "reconstruction_scores"]
+__all__ = ["SCORES", "reconstruction_scores"]
 
-SCORES: Final[tuple[str, ...]] = get_args(ScoreName)
+SCORES: Final[tuple[str, ...]] = tuple(name for name in get_args(ScoreName) if name != "density")
 """Names of the scores, in the order of `reconstruction_scores`. `chi2` is the masked chi-squared per good pixel."""
 
 _BLOCK: Final = 128
@@ -159,70 +155,3 @@ def _largest(values: Float[Tensor, "n pixels"], most: int) -> Int64[Tensor, "n m
     if len(tied):
         columns[tied] = values[tied].sort(dim=1, descending=True, stable=True).indices[:, :most]
     return columns
-
-
-class ReconstructionScores:
-    """A checkpoint and the score settings, ready to score batches in one pass.
-
-    Arguments:
-        checkpoint: the trained model.
-        settings: filter, trimming and ε.
-        device: torch device of the model.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, settings: Score, device: str = "cpu") -> None:
-        self._model = checkpoint.model.to(device).eval()
-        self._settings = settings
-        self._device = device
-        self._rest_away = torch.from_numpy(~near_lines(checkpoint.grid, settings.filter_velocity)).to(device)
-
-    @torch.inference_mode()
-    def __call__(self, spectra: Spectra) -> tuple[Float32[np.ndarray, "n 9"], Float32[np.ndarray, "n latents"]]:
-        """Give all scores and the latents of the spectra."""
-        scores, latents = [], []
-        for start in range(0, len(spectra), self._settings.batch):
-            batch = slice(start, start + self._settings.batch)
-            flux = _tensor(spectra.flux[batch]).to(self._device)
-            ivar = _tensor(spectra.ivar[batch]).to(self._device)
-            # NaN times zero is NaN: a masked pixel may hold anything, so its flux is removed before any arithmetic.
-            flux = torch.where(ivar > 0, flux, 0.0)
-            reconstruction, latent = self._model(flux, ivar)
-            away = self._rest_away
-            if spectra.redshift is not None:
-                near = near_lines(spectra.grid, self._settings.filter_velocity, spectra.redshift[batch])
-                away = torch.from_numpy(~near).to(self._device)
-            scores.append(reconstruction_scores(flux, ivar, reconstruction, away, self._settings).cpu())
-            latents.append(latent.cpu())
-        if not scores:
-            return np.zeros((0, len(SCORES)), np.float32), np.zeros((0, 0), np.float32)
-        return torch.cat(scores).numpy(), torch.cat(latents).numpy()
-
-    @torch.inference_mode()
-    def reconstruct(self, spectra: Spectra) -> Float32[np.ndarray, "n pixels"]:
-        """Give the model's reconstruction, in the unit of the store."""
-        ivar = _tensor(spectra.ivar).to(self._device)
-        flux = torch.where(ivar > 0, _tensor(spectra.flux).to(self._device), 0.0)
-        reconstruction: Float32[np.ndarray, "n pixels"] = self._model(flux, ivar)[0].cpu().numpy()
-        return reconstruction
-
-
-def _tensor(values: Float32[np.ndarray, "n pixels"]) -> Float32[Tensor, "n pixels"]:
-    """Share an array with torch; one that must not be written to, such as a repeated row, is copied as torch asks."""
-    return torch.from_numpy(np.require(values, requirements="W"))
-
-
-class ReconstructionDetector:
-    """One of the reconstruction scores as a `Detector`.
-
-    Arguments:
-        scores: the scores to pick from.
-        name: one of `SCORES`.
-    """
-
-    def __init__(self, scores: ReconstructionScores, name: str) -> None:
-        self._scores = scores
-        self._index = SCORES.index(name)
-
-    def score(self, spectra: Spectra) -> Float32[np.ndarray, "n"]:
-        """Score spectra; higher = odder."""
-        return np.ascontiguousarray(self._scores(spectra)[0][:, self._index])

@@ -1,6 +1,6 @@
 """A trained model on disk: safetensors and JSON, nothing that can run code.
 
-    <folder>/model.safetensors    weights and buffers
+    <folder>/model.safetensors    weights and buffers of the autoencoder and of the density
     <folder>/model.json           architecture, grid, recipe digest, training facts, SHA-256 of the weights
 
 A checkpoint is a folder that appears whole by a rename. Weights that do not fit the description, or data on another
@@ -12,22 +12,25 @@ import json
 import os
 import shutil
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import nn
 
-from distspec.config import Dense
-from distspec.errors import CheckpointError
-from distspec.models.autoencoder import DenseAutoencoder
+from distspec.config import AnyDensity, Architecture, Sliced, Spline
+from distspec.errors import CheckpointError, ConfigError
+from distspec.models.build import build_autoencoder, build_density
+from distspec.models.density import LatentDensity
 from distspec.spectra import WaveGrid
 
 __all__ = ["SCHEMA", "Checkpoint", "read_tensors", "write_folder"]
 
-SCHEMA = 1
+SCHEMA = 2
 """Number of the layout above; another one is refused."""
 
 _LARGEST_JSON = 1 << 24
@@ -40,22 +43,33 @@ class Checkpoint:
     """A trained model with what is needed to use it on the right data.
 
     Arguments:
-        model: the network, in evaluation mode.
+        model: the autoencoder, in evaluation mode.
         settings: its architecture.
         grid: wavelengths that it was trained on.
         recipe: digest of the recipe that prepared the training spectra.
         facts: training facts for the reader (epochs, losses, versions).
+        two_stage: whether the model is a second autoencoder behind a first one.
+        density: of the latents, if one was fitted.
+        density_settings: of its flow.
         sha256: of the weights file; names the model.
         folder: where it lies, once saved or loaded.
     """
 
-    model: DenseAutoencoder
-    settings: Dense
+    model: nn.Module
+    settings: Architecture
     grid: WaveGrid
     recipe: str
     facts: dict[str, Any] = field(default_factory=dict)
+    two_stage: bool = False
+    density: LatentDensity | None = None
+    density_settings: Sliced | Spline | None = None
     sha256: str = ""
     folder: str = ""
+
+    @property
+    def latents(self) -> int:
+        """Length of a latent vector."""
+        return int(self.model.latents)  # type: ignore[arg-type]
 
     def save(self, folder: str | Path) -> "Checkpoint":
         """Write the checkpoint; the folder appears whole or not at all.
@@ -63,11 +77,21 @@ class Checkpoint:
         Raises:
             CheckpointError: the folder cannot be written.
         """
-        weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()})
+        tensors = _joined(self.model, self.density)
+        weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         sha256 = hashlib.sha256(weights).hexdigest()
+        density = None
+        if self.density is not None and self.density_settings is not None:
+            density = {
+                "settings": self.density_settings.model_dump(mode="json"),
+                "shape": self.density.flow.shape,
+                "names": list(self.density.names),
+            }
         text = {
             "schema": SCHEMA,
             "settings": self.settings.model_dump(mode="json"),
+            "two_stage": self.two_stage,
+            "density": density,
             "grid": self.grid.to_dict(),
             "recipe": self.recipe,
             "facts": self.facts,
@@ -75,7 +99,7 @@ class Checkpoint:
         }
         description = json.dumps(text, indent=2, sort_keys=True).encode()
         write_folder(Path(folder), {"model.safetensors": weights, "model.json": description})
-        return Checkpoint(self.model, self.settings, self.grid, self.recipe, self.facts, sha256, str(folder))
+        return replace(self, sha256=sha256, folder=str(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Checkpoint":
@@ -89,29 +113,32 @@ class Checkpoint:
         if text.get("schema") != SCHEMA:
             raise CheckpointError(f"{folder} has schema {text.get('schema')}; expected {SCHEMA}; train again")
         try:
-            settings = Dense.model_validate_json(json.dumps(text["settings"]))
-            grid = WaveGrid(**text["grid"])
-            sha256, recipe, facts = str(text["sha256"]), str(text["recipe"]), dict(text["facts"])
             # On the meta device, which has no memory: a description may claim a network of any size.
             with torch.device("meta"):
-                state = DenseAutoencoder(settings, grid.pixels).state_dict()
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                expected = {name: _kind(tensor) for name, tensor in _joined(*_described(text)).items()}
+            sha256, recipe, facts = str(text["sha256"]), str(text["recipe"]), dict(text["facts"])
+        except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
             reason = " ".join(repr(error).split())[:_LONGEST_REASON]
             raise CheckpointError(f"{folder}/model.json is not a checkpoint's description: {reason}") from None
         tensors = read_tensors(folder / "model.safetensors", sha256)
-        expected = {name: _kind(tensor) for name, tensor in state.items()}
         found = {name: _kind(tensor) for name, tensor in tensors.items()}
         if found != expected:
             wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))[0]
             raise CheckpointError(
                 f"{folder}: {wrong} has shape {found.get(wrong)}; its description needs {expected.get(wrong)}"
             )
-        model = DenseAutoencoder(settings, grid.pixels)
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise CheckpointError(f"{folder}: {name} holds values that are not finite; train again")
-        model.load_state_dict(tensors)
-        return cls(model.eval(), settings, grid, recipe, facts, sha256, str(folder))
+        model, density = _described(text)
+        for prefix, module in (("autoencoder.", model), ("density.", density)):
+            mine = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            if module is not None:
+                module.load_state_dict(mine)
+                module.eval()
+        settings, grid, density_settings = _settings(text)
+        two_stage = bool(text["two_stage"])
+        return cls(model, settings, grid, recipe, facts, two_stage, density, density_settings, sha256, str(folder))
 
     def require(self, grid: WaveGrid, recipe: str) -> None:
         """Refuse data that this model was not trained for.
@@ -130,6 +157,35 @@ class Checkpoint:
                 f"the model was trained on spectra prepared by recipe {self.recipe}, the store by {recipe}; "
                 "train on this store or ingest with the model's recipe"
             )
+
+
+def _settings(text: dict[str, Any]) -> tuple[Architecture, WaveGrid, Sliced | Spline | None]:
+    architecture: TypeAdapter[Architecture] = TypeAdapter(Architecture)
+    density: TypeAdapter[AnyDensity] = TypeAdapter(AnyDensity)
+    stated = text["density"]
+    return (
+        architecture.validate_json(json.dumps(text["settings"])),
+        WaveGrid(**text["grid"]),
+        None if stated is None else density.validate_json(json.dumps(stated["settings"])),
+    )
+
+
+def _described(text: dict[str, Any]) -> tuple[nn.Module, LatentDensity | None]:
+    """Make the networks that a description tells of, with weights that mean nothing yet."""
+    settings, grid, density = _settings(text)
+    model = build_autoencoder(settings, grid, two_stage=bool(text["two_stage"]))
+    if density is None:
+        return model, None
+    stated = text["density"]
+    shape = {str(name): int(size) for name, size in stated["shape"].items()}
+    return model, build_density(density, shape, tuple(str(name) for name in stated["names"]))
+
+
+def _joined(model: nn.Module, density: nn.Module | None) -> dict[str, torch.Tensor]:
+    tensors = {f"autoencoder.{name}": tensor for name, tensor in model.state_dict().items()}
+    if density is not None:
+        tensors |= {f"density.{name}": tensor for name, tensor in density.state_dict().items()}
+    return tensors
 
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from distspec.config import Experiment, Explain, Score
-from distspec.detectors.reconstruction import ReconstructionDetector, ReconstructionScores
+from distspec.detectors.model import ModelDetector, ModelScores
 from distspec.errors import ConfigError
 from distspec.explainers.lime import Lime, uniform_segments
 from distspec.layout import explain_layer
@@ -105,8 +105,8 @@ class LimeWorker:
         self._layer = self._store.layer(layer)
         settings: Score = experiment.score
         device = "cuda" if experiment.runtime.gpus_per_worker else "cpu"
-        scores = ReconstructionScores(Checkpoint.load(folder), settings, device)
-        self._detector = ReconstructionDetector(scores, name)
+        scores = ModelScores(Checkpoint.load(folder), settings, device)
+        self._detector = ModelDetector(scores, name)
         self._lime = Lime(experiment.explain, self._store.grid.pixels, experiment.seed)
 
     def __call__(self, item: tuple[int, Int64[np.ndarray, "k"]]) -> int:

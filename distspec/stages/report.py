@@ -23,7 +23,7 @@ from markupsafe import Markup
 from distspec import __version__
 from distspec.census import take_census
 from distspec.config import Experiment, Prepare, Simulate, Tracking, dump
-from distspec.detectors.reconstruction import ReconstructionScores
+from distspec.detectors.model import ModelScores
 from distspec.errors import CheckpointError, ConfigError, StoreError
 from distspec.figures import COLORS, Shown, bokeh_script, embed, score_figure, spectrum_figure, training_figure
 from distspec.layout import report_path, table_path
@@ -81,9 +81,8 @@ def report(
     cards = rows[: experiment.report.spectra]
     shown = _shown(experiment, store, checkpoint, [row["row"] for row in cards], explained)
     distribution, figures = _distribution(scores, histograms, census.scored)
-    epochs = checkpoint.facts.get("epochs") or []
-    if epochs:
-        figures["training"] = training_figure(epochs)
+    phases = {name: epochs for name, epochs in checkpoint.facts.get("phases", {}).items() if epochs}
+    figures |= {f"training-{name}": training_figure(epochs) for name, epochs in phases.items()}
     figures |= {f"spectrum-{card['rank']}": spectrum_figure(item) for card, item in zip(cards, shown, strict=True)}
     script, places = embed(figures)
     page = _render(
@@ -99,6 +98,8 @@ def report(
         ranked=len(rows),
         names=names,
         chosen=chosen,
+        phases=list(phases),
+        accuracy=checkpoint.facts.get("accuracy"),
         settings=dump(experiment.model_copy(update={"tracking": Tracking(model=experiment.tracking.model)})),
         places={name: Markup(place) for name, place in places.items()},
         scripts=Markup(bokeh_script() + script),
@@ -181,7 +182,7 @@ def _shown(
     if not rows:
         return []
     spectra = store.take(np.array(rows, dtype=np.int64))
-    models = ReconstructionScores(checkpoint, experiment.score).reconstruct(spectra)
+    models = ModelScores(checkpoint, experiment.score).reconstruct(spectra)
     windows = truth_windows(store, spectra.rows) if has_truth(store) else None
     found = []
     for index, row in enumerate(rows):
@@ -233,20 +234,35 @@ def _truth(
     }
 
 
+def _plainly(value: Any) -> str:
+    return "–".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _density(checkpoint: Checkpoint) -> str:
+    """Say what density the latents have."""
+    if checkpoint.density is None or checkpoint.density_settings is None:
+        return "none"
+    shape = checkpoint.density.flow.shape
+    classes = f"{shape['classes']} classes" if shape["classes"] > 1 else "one class"
+    layers = f", {shape['layers']} layers" if "layers" in shape else ""
+    return f"{checkpoint.density_settings.kind} flow{layers}, {classes}"
+
+
 def _summary(
     experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer
 ) -> dict[str, list[tuple[str, str]]]:
     """Say in words what was run on what."""
-    settings = checkpoint.settings
-    widths = [store.grid.pixels, *settings.hidden, settings.latents, *settings.hidden[::-1], store.grid.pixels]
+    stages = "two-stage " if checkpoint.two_stage else ""
     parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
-    losses = [epoch["validation_chi2"] for epoch in checkpoint.facts.get("epochs") or []]
+    losses = [epoch["validation_loss"] for epoch in checkpoint.facts.get("phases", {}).get("first", [])]
+    layout = ", ".join(f"{name} {_plainly(value)}" for name, value in checkpoint.settings if name != "kind")
     model = [
-        ("Architecture", f"{settings.kind} autoencoder {'–'.join(map(str, widths))}, {settings.activation}"),
-        ("Latents", str(settings.latents)),
+        ("Architecture", f"{stages}{checkpoint.settings.kind} autoencoder ({layout})"),
+        ("Latents", str(checkpoint.latents)),
         ("Parameters", f"{parameters:,}"),
         ("Epochs trained", str(len(losses)) if losses else "unknown"),
-        ("Best validation χ²", f"{min(losses):.4f} per pixel" if losses else "unknown"),
+        ("Best validation loss", f"{min(losses):.4f}" if losses else "unknown"),
+        ("Density", _density(checkpoint)),
         ("Ranked by", experiment.report.score),
     ]
     made = [

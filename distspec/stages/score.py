@@ -3,6 +3,7 @@
 One pass: each worker reads a shard, reconstructs it once, writes every score, and returns a summary that adds up.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -12,10 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from distspec.config import Experiment, Score
-from distspec.detectors.reconstruction import SCORES, ReconstructionScores
+from distspec.detectors.model import ModelScores, names_of
 from distspec.errors import ShardError
 from distspec.layout import score_layer
 from distspec.models.checkpoint import Checkpoint
+from distspec.ranking import score_names
 from distspec.reduce import Histogram, TopK
 from distspec.runtime import connect, map_shards
 from distspec.spectra import first_reasons
@@ -52,9 +54,13 @@ def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -
     """
     checkpoint.require(store.grid, store.recipe)
     name = score_layer(experiment, checkpoint.sha256)
-    fields: Fields = {"latents": ("f4", (checkpoint.settings.latents,))}
-    fields |= dict.fromkeys(SCORES, ("f4", ()))
-    layer = store.create_layer(name, fields, {"model": checkpoint.sha256})
+    fields: Fields = {"latents": ("f4", (checkpoint.latents,))}
+    fields |= dict.fromkeys(names_of(checkpoint), ("f4", ()))
+    attributes: dict[str, Any] = {"model": checkpoint.sha256}
+    if checkpoint.density is not None and len(checkpoint.density.names) > 1:
+        fields["posterior"] = ("f4", (len(checkpoint.density.names),))
+        attributes["classes"] = list(checkpoint.density.names)
+    layer = store.create_layer(name, fields, attributes)
     pending = layer.pending()
     if not pending:
         return layer
@@ -80,20 +86,22 @@ def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -
 
 def _summary_of_shard(store: SpectraStore, layer: Layer, shard: int, top: int) -> ScoreSummary:
     start, stop = layer.bounds(shard)
-    values = np.stack(layer.read_shard(shard, *SCORES), axis=1)
+    names = score_names(layer)
     usable = store.status(start, stop) == 0
-    return summarize(np.arange(start, stop), values, usable, top)
+    return summarize(
+        np.arange(start, stop), dict(zip(names, layer.read_shard(shard, *names), strict=True)), usable, top
+    )
 
 
 def summarize(
     rows: Int64[np.ndarray, "n"],
-    values: Float32[np.ndarray, "n k"],
+    scores: Mapping[str, Float32[np.ndarray, "n"]],
     usable: Bool[np.ndarray, "n"],
     top: int,
 ) -> ScoreSummary:
-    """Summarize scores [n, 9] of some rows."""
+    """Summarize the scores of some rows."""
     scored = int(usable.sum())
-    columns = {name: np.where(usable, values[:, index], np.nan) for index, name in enumerate(SCORES)}
+    columns = {name: np.where(usable, values, np.nan) for name, values in scores.items()}
     return ScoreSummary(
         scored,
         len(rows) - scored,
@@ -125,7 +133,7 @@ class Scorer:
     def __init__(self, store: str, folder: str, layer: str, settings: Score, device: str) -> None:
         self._store = SpectraStore.open(store, write=True)
         self._layer = self._store.layer(layer)
-        self._scores = ReconstructionScores(Checkpoint.load(folder), settings, device)
+        self._scores = ModelScores(Checkpoint.load(folder), settings, device)
         self._top = settings.top
 
     def __call__(self, shard: int) -> ScoreSummary:
@@ -133,10 +141,18 @@ class Scorer:
         start, stop = self._layer.bounds(shard)
         usable = self._store.status(start, stop) == 0
         chosen = spectra if usable.all() else spectra[usable]
-        values = np.full((len(spectra), len(SCORES)), np.nan, np.float32)
-        latents = np.full((len(spectra), *self._layer.fields["latents"][1]), np.nan, np.float32)
+        names = self._scores.names
+        values = np.full((len(spectra), len(names)), np.nan, np.float32)
+        told = {
+            name: np.full((len(spectra), *shape), np.nan, np.float32)
+            for name, (_, shape) in self._layer.fields.items()
+            if name not in names
+        }
         if len(chosen):
-            values[usable], latents[usable] = self._scores(chosen)
+            scored = self._scores(chosen)
+            values[usable] = scored.scores
+            for name in told:
+                told[name][usable] = getattr(scored, name)
             odd = usable & ~np.isfinite(values).all(axis=1)
             if odd.any():
                 error = ShardError(
@@ -145,6 +161,6 @@ class Scorer:
                 )
                 error.rows = (start, stop)
                 raise error
-        columns = {name: np.ascontiguousarray(values[:, index]) for index, name in enumerate(SCORES)}
-        self._layer.write(shard, {"latents": latents} | columns)
-        return summarize(spectra.rows, values, usable, self._top)
+        columns = {name: np.ascontiguousarray(values[:, index]) for index, name in enumerate(names)}
+        self._layer.write(shard, told | columns)
+        return summarize(spectra.rows, columns, usable, self._top)

@@ -146,7 +146,7 @@ def model_of(store: SpectraStore, folder: Path) -> Checkpoint:
     """Save a network of the paper's size; its speed does not depend on its weights."""
     torch.manual_seed(0)
     settings = Dense(hidden=HIDDEN, latents=LATENTS)
-    model = DenseAutoencoder(settings, store.grid.pixels)
+    model = DenseAutoencoder(settings, store.grid)
     model.mean += 1.0
     return Checkpoint(model.eval(), settings, store.grid, store.recipe).save(folder / "model")
 

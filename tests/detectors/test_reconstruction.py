@@ -9,12 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distspec.config import Dense, Score
-from distspec.detectors.reconstruction import (
-    SCORES,
-    ReconstructionDetector,
-    ReconstructionScores,
-    reconstruction_scores,
-)
+from distspec.detectors.model import ModelDetector, ModelScores
+from distspec.detectors.reconstruction import SCORES, reconstruction_scores
+from distspec.errors import ConfigError
 from distspec.lines import EMISSION, near_lines
 from distspec.models.autoencoder import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
@@ -73,8 +70,8 @@ def sure(rng: np.random.Generator, pixels: int = 300) -> tuple[np.ndarray, np.nd
 
 
 @pytest.fixture
-def scores(checkpoint: Checkpoint, device: str) -> ReconstructionScores:
-    return ReconstructionScores(checkpoint, Score(batch=16), device)
+def scores(checkpoint: Checkpoint, device: str) -> ModelScores:
+    return ModelScores(checkpoint, Score(batch=16), device)
 
 
 # --- definition ------------------------------------------------------------------------------------------------------
@@ -249,10 +246,10 @@ def test_of_equal_residuals_the_choice_does_not_depend_on_the_batch(rng: np.rand
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30, -7.0])
-def test_masked_pixels_change_no_bit(spectra: Spectra, scores: ReconstructionScores, garbage: float) -> None:
+def test_masked_pixels_change_no_bit(spectra: Spectra, scores: ModelScores, garbage: float) -> None:
     assert (~spectra.good).any(axis=1).sum() > 30
     other = Spectra(spectra.rows, np.where(spectra.good, spectra.flux, np.float32(garbage)), spectra.ivar, spectra.grid)
-    (first, first_latents), (second, second_latents) = scores(spectra), scores(other)
+    (first, first_latents, _), (second, second_latents, _) = scores(spectra), scores(other)
     assert np.isfinite(first).all()
     assert first.tobytes() == second.tobytes()
     assert first_latents.tobytes() == second_latents.tobytes()
@@ -270,8 +267,8 @@ def test_any_value_in_a_masked_pixel_changes_no_bit(data: st.DataObject) -> None
     assert changed.tobytes() == scores_of(flux, ivar, reconstruction, away).tobytes()
 
 
-def test_the_scores_are_those_of_the_models_reconstruction(spectra: Spectra, scores: ReconstructionScores) -> None:
-    found, latents = scores(spectra)
+def test_the_scores_are_those_of_the_models_reconstruction(spectra: Spectra, scores: ModelScores) -> None:
+    found, latents, _ = scores(spectra)
     away = ~near_lines(spectra.grid, 250.0)
     assert 0 < (~away).sum() < 60
     expected = plain_scores(spectra.flux, spectra.ivar, scores.reconstruct(spectra), away, Score())
@@ -282,8 +279,8 @@ def test_the_scores_are_those_of_the_models_reconstruction(spectra: Spectra, sco
 
 
 def test_scores_do_not_depend_on_the_batch(spectra: Spectra, checkpoint: Checkpoint, device: str) -> None:
-    scores = ReconstructionScores(checkpoint, Score(batch=8), device)
-    whole, latents = scores(spectra)
+    scores = ModelScores(checkpoint, Score(batch=8), device)
+    whole, latents, _ = scores(spectra)
     # Cut where the passes through the model are cut anyway, nothing can differ.
     parts = [scores(spectra[start : start + 16]) for start in range(0, 40, 16)]
     assert np.concatenate([part[0] for part in parts]).tobytes() == whole.tobytes()
@@ -292,21 +289,17 @@ def test_scores_do_not_depend_on_the_batch(spectra: Spectra, checkpoint: Checkpo
     for cut in (1, 3, 21):
         parts = [scores(spectra[:cut]), scores(spectra[cut:])]
         np.testing.assert_allclose(np.concatenate([part[0] for part in parts]), whole, rtol=ROUNDING)
-    large, _ = ReconstructionScores(checkpoint, Score(batch=1000), device)(spectra)
+    large, *_ = ModelScores(checkpoint, Score(batch=1000), device)(spectra)
     np.testing.assert_allclose(large, whole, rtol=ROUNDING)
 
 
-def test_scores_follow_a_permutation_of_rows(
-    spectra: Spectra, scores: ReconstructionScores, rng: np.random.Generator
-) -> None:
+def test_scores_follow_a_permutation_of_rows(spectra: Spectra, scores: ModelScores, rng: np.random.Generator) -> None:
     order = rng.permutation(len(spectra))
     np.testing.assert_allclose(scores(spectra[order])[0], scores(spectra)[0][order], rtol=ROUNDING)
 
 
-def test_duplicates_get_the_same_scores(
-    spectra: Spectra, scores: ReconstructionScores, rng: np.random.Generator
-) -> None:
-    found, latents = scores(spectra[np.repeat(np.arange(8), 2)])
+def test_duplicates_get_the_same_scores(spectra: Spectra, scores: ModelScores, rng: np.random.Generator) -> None:
+    found, latents, _ = scores(spectra[np.repeat(np.arange(8), 2)])
     np.testing.assert_allclose(found[::2], found[1::2], rtol=ROUNDING)
     np.testing.assert_allclose(latents[::2], latents[1::2], atol=1e-6)
     # From the same reconstruction no bit differs.
@@ -315,7 +308,7 @@ def test_duplicates_get_the_same_scores(
     assert exact[::2].tobytes() == exact[1::2].tobytes()
 
 
-def test_a_line_raises_every_score_that_sees_it(spectra: Spectra, scores: ReconstructionScores, device: str) -> None:
+def test_a_line_raises_every_score_that_sees_it(spectra: Spectra, scores: ModelScores, device: str) -> None:
     # 16 pixels: more than the 9 that trimming drops, away from every filtered line.
     near = near_lines(spectra.grid, 250.0)[0]
     place = next(start for start in range(60, 250) if not near[start - 2 : start + 18].any())
@@ -333,7 +326,7 @@ def test_a_line_raises_every_score_that_sees_it(spectra: Spectra, scores: Recons
 def blind(grid: WaveGrid) -> Checkpoint:
     """A model that answers 1 everywhere, whatever it sees."""
     settings = Dense(hidden=(), latents=1)
-    model = DenseAutoencoder(settings, grid.pixels)
+    model = DenseAutoencoder(settings, grid)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -342,7 +335,7 @@ def blind(grid: WaveGrid) -> Checkpoint:
 
 
 def test_a_difference_on_line_pixels_leaves_filtered_scores_alone(spectra: Spectra, device: str) -> None:
-    scores = ReconstructionScores(blind(spectra.grid), Score(), device)
+    scores = ModelScores(blind(spectra.grid), Score(), device)
     near = near_lines(spectra.grid, 250.0)[0]
     flux = spectra.flux.copy()
     flux[:, near] += np.float32(3)
@@ -359,7 +352,7 @@ def test_a_difference_on_line_pixels_leaves_filtered_scores_alone(spectra: Spect
 
 def test_in_the_observed_frame_the_filter_moves_with_the_redshift(spectra: Spectra, device: str) -> None:
     # Every spectrum gets a spike at its own H beta; a batch of 16 must take its own rows' redshifts.
-    scores = ReconstructionScores(blind(spectra.grid), Score(batch=16), device)
+    scores = ModelScores(blind(spectra.grid), Score(batch=16), device)
     redshift = np.linspace(0.0, 0.4, len(spectra))
     pixel = np.rint(spectra.grid.position(EMISSION["H beta"] * (1 + redshift))).astype(int)
     here = (np.arange(len(spectra)), pixel)
@@ -384,23 +377,23 @@ def test_in_the_observed_frame_the_filter_moves_with_the_redshift(spectra: Spect
     assert (found[:, column] == found[:, SCORES.index("mse")]).all()
 
 
-def test_a_detector_is_one_column(spectra: Spectra, scores: ReconstructionScores) -> None:
+def test_a_detector_is_one_column(spectra: Spectra, scores: ModelScores) -> None:
     table = scores(spectra)[0]
     for column, name in enumerate(SCORES):
-        found: Any = ReconstructionDetector(scores, name).score(spectra)
+        found: Any = ModelDetector(scores, name).score(spectra)
         assert found.tobytes() == np.ascontiguousarray(table[:, column]).tobytes()
         assert found.dtype == np.float32
         assert found.flags.c_contiguous
-    with pytest.raises(ValueError, match="not in tuple"):
-        ReconstructionDetector(scores, "no such score")
+    with pytest.raises(ConfigError, match="the model has no score .no such score., only mse, .*chi2;"):
+        ModelDetector(scores, "no such score")
 
 
-def test_no_spectra_have_no_scores(spectra: Spectra, scores: ReconstructionScores) -> None:
-    found, _ = scores(spectra[:0])
+def test_no_spectra_have_no_scores(spectra: Spectra, scores: ModelScores) -> None:
+    found, *_ = scores(spectra[:0])
     assert found.shape == (0, 9)
 
 
-def test_scoring_leaves_its_input_as_it_is(spectra: Spectra, scores: ReconstructionScores) -> None:
+def test_scoring_leaves_its_input_as_it_is(spectra: Spectra, scores: ModelScores) -> None:
     flux, ivar = spectra.flux.copy(), spectra.ivar.copy()
     scores(spectra)
     assert spectra.flux.tobytes() == flux.tobytes()

@@ -13,7 +13,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import pairwise_distances
 
 from distspec.config import Explain, Score
-from distspec.detectors.reconstruction import ReconstructionDetector, ReconstructionScores
+from distspec.detectors.model import ModelDetector, ModelScores
 from distspec.explainers import ScoreFunction
 from distspec.explainers.lime import Lime, Surrogate, perturb, uniform_segments
 from distspec.models.checkpoint import Checkpoint
@@ -256,7 +256,7 @@ def test_the_toy_regressor_has_the_known_answer(spectra: Spectra) -> None:
 
 
 def test_a_perturbation_that_changes_nothing_explains_nothing(spectra: Spectra, checkpoint: Checkpoint) -> None:
-    detector = ReconstructionDetector(ReconstructionScores(checkpoint, Score()), "mse")
+    detector = ModelDetector(ModelScores(checkpoint, Score()), "mse")
     explanation = Lime(Explain(segments=20, samples=100, factor=1.0), 300, seed=0).explain(detector.score, spectra[:4])
     assert np.abs(explanation.weights).max() < 1e-5 * detector.score(spectra[:4]).min()
     np.testing.assert_allclose(explanation.prediction, detector.score(spectra[:4]), rtol=1e-5)
@@ -267,7 +267,7 @@ def test_a_perturbation_that_changes_nothing_explains_nothing(spectra: Spectra, 
 def test_masked_pixels_change_no_bit_of_an_explanation(
     spectra: Spectra, checkpoint: Checkpoint, device: str, name: str, garbage: float
 ) -> None:
-    detector = ReconstructionDetector(ReconstructionScores(checkpoint, Score(), device), name)
+    detector = ModelDetector(ModelScores(checkpoint, Score(), device), name)
     lime = Lime(Explain(segments=20, samples=64), 300, seed=0)
     some = spectra[:3]
     other = Spectra(some.rows, np.where(some.good, some.flux, np.float32(garbage)), some.ivar, some.grid)
@@ -277,7 +277,7 @@ def test_masked_pixels_change_no_bit_of_an_explanation(
 
 
 def test_an_explanation_does_not_depend_on_its_batch(spectra: Spectra, checkpoint: Checkpoint, device: str) -> None:
-    detector = ReconstructionDetector(ReconstructionScores(checkpoint, Score(), device), "mse")
+    detector = ModelDetector(ModelScores(checkpoint, Score(), device), "mse")
     lime = Lime(Explain(segments=20, samples=200), 300, seed=0)
     together = lime.explain(detector.score, spectra[:7])
     # Matrix products of other sizes add in another order: rounding of float64, seen through float32.

@@ -12,18 +12,23 @@ from scipy.linalg import subspace_angles
 from torch import Tensor, nn
 
 from distspec.config import Dense, Score, Train
-from distspec.detectors.reconstruction import SCORES, ReconstructionScores
+from distspec.detectors.model import ModelScores
+from distspec.detectors.reconstruction import SCORES
+from distspec.feed import Feed
 from distspec.models.autoencoder import DenseAutoencoder, masked_chi2
 from distspec.models.checkpoint import Checkpoint
 from distspec.spectra import Spectra, WaveGrid
-from distspec.stages.train import Feed
 from distspec.store import SpectraStore
+
+
+def grid_of(pixels: int) -> WaveGrid:
+    return WaveGrid("linear", 4000.0, 1.0, pixels)
 
 
 @pytest.fixture
 def model() -> DenseAutoencoder:
     torch.manual_seed(1)
-    model = DenseAutoencoder(Dense(hidden=(20, 12), latents=3), 50)
+    model = DenseAutoencoder(Dense(hidden=(20, 12), latents=3), grid_of(50))
     model.mean += torch.linspace(0.5, 1.5, 50)
     model.scale *= torch.linspace(0.8, 2.0, 50)
     return model.eval()
@@ -51,22 +56,22 @@ def layers(model: DenseAutoencoder) -> list[tuple[int, int]]:
 
 
 def test_the_published_network_has_its_number_of_parameters() -> None:
-    model = DenseAutoencoder(Dense(hidden=(800, 590), latents=10), 1000)
+    model = DenseAutoencoder(Dense(hidden=(800, 590), latents=10), grid_of(1000))
     assert sum(parameter.numel() for parameter in model.parameters()) == 2_559_590
     widths = [1000, 800, 590, 10, 590, 800, 1000]
     assert layers(model) == list(itertools.pairwise(widths))
 
 
 def test_the_default_network_is_the_published_one() -> None:
-    assert layers(DenseAutoencoder(Dense(), 1000)) == layers(
-        DenseAutoencoder(Dense(hidden=(800, 590), latents=10), 1000)
+    assert layers(DenseAutoencoder(Dense(), grid_of(1000))) == layers(
+        DenseAutoencoder(Dense(hidden=(800, 590), latents=10), grid_of(1000))
     )
 
 
 @settings(deadline=None)
 @given(hidden=st.lists(st.integers(1, 9), max_size=3), latents=st.integers(1, 5), pixels=st.integers(1, 30))
 def test_the_decoder_mirrors_the_encoder(hidden: list[int], latents: int, pixels: int) -> None:
-    model = DenseAutoencoder(Dense(hidden=tuple(hidden), latents=latents), pixels)
+    model = DenseAutoencoder(Dense(hidden=tuple(hidden), latents=latents), grid_of(pixels))
     widths = [pixels, *hidden, latents]
     assert layers(model) == list(itertools.pairwise(widths + widths[-2::-1]))
     flux, latent = model(torch.ones(2, pixels), torch.ones(2, pixels))
@@ -77,7 +82,7 @@ def test_the_decoder_mirrors_the_encoder(hidden: list[int], latents: int, pixels
 @pytest.mark.parametrize(("name", "kind"), [("relu", nn.ReLU), ("leaky_relu", nn.LeakyReLU)])
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_activation_and_dropout_follow_hidden_layers_alone(name: Any, kind: type, dropout: float) -> None:
-    model = DenseAutoencoder(Dense(hidden=(8, 6), latents=2, activation=name, dropout=dropout), 10)
+    model = DenseAutoencoder(Dense(hidden=(8, 6), latents=2, activation=name, dropout=dropout), grid_of(10))
     between = [kind, nn.Dropout] if dropout else [kind]
     expected = [nn.Linear, *between, nn.Linear, *between, nn.Linear]
     for stack in (model.encoder, model.decoder):
@@ -98,7 +103,7 @@ def test_latents_and_output_take_either_sign(model: DenseAutoencoder, batch: tup
 
 
 def test_without_hidden_layers_the_model_is_affine() -> None:
-    model = DenseAutoencoder(Dense(hidden=(), latents=2), 10)
+    model = DenseAutoencoder(Dense(hidden=(), latents=2), grid_of(10))
     first, second = torch.randn(2, 1, 10)
     ones = torch.ones(1, 10)
     middle = model((first + second) / 2, ones)[0]
@@ -111,7 +116,7 @@ def test_the_statistics_travel_with_the_weights_and_are_not_trained(model: Dense
 
 
 def test_a_model_of_centred_spectra_gives_back_the_mean() -> None:
-    model = DenseAutoencoder(Dense(hidden=(5,), latents=2), 10)
+    model = DenseAutoencoder(Dense(hidden=(5,), latents=2), grid_of(10))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -173,7 +178,7 @@ def test_masked_pixels_change_no_gradient(
 
 
 def test_a_gradient_reaches_every_parameter(model: DenseAutoencoder, batch: tuple[Tensor, Tensor]) -> None:
-    chi2, pixels = masked_chi2(*batch, model(*batch)[0])
+    chi2, pixels = masked_chi2(*batch[:2], model(*batch)[0])
     (chi2 / pixels).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -250,7 +255,7 @@ def test_a_linear_autoencoder_agrees_with_pca(rng: np.random.Generator) -> None:
     flux = linear_survey(rng, 300, pixels, np.full(pixels, 0.2))
     mean, directions, values = principal(flux)
     torch.manual_seed(0)
-    model = DenseAutoencoder(Dense(hidden=(), latents=3), pixels).double()
+    model = DenseAutoencoder(Dense(hidden=(), latents=3), grid_of(pixels)).double()
     # A mean that is a little off: the biases have to learn the rest.
     model.mean += torch.from_numpy(mean) + 0.05
     data = torch.from_numpy(flux)
@@ -269,7 +274,7 @@ def test_chi2_of_a_trained_linear_model_is_one_per_degree_of_freedom(rng: np.ran
     sigma = np.linspace(0.05, 0.4, pixels)
     flux = linear_survey(rng, count, pixels, sigma)
     torch.manual_seed(0)
-    model = DenseAutoencoder(Dense(hidden=(), latents=rank), pixels).double()
+    model = DenseAutoencoder(Dense(hidden=(), latents=rank), grid_of(pixels)).double()
     model.mean += torch.from_numpy(flux.mean(axis=0))
     model.scale *= torch.from_numpy(sigma)
     data = torch.from_numpy(flux)
@@ -286,7 +291,7 @@ def test_chi2_of_unseen_spectra_with_a_good_fit_is_near_one(rng: np.random.Gener
     sigma = np.linspace(0.01, 0.05, 200)
     mean, directions, _ = principal(linear_survey(rng, 3000, 200, sigma) / sigma)
     architecture = Dense(hidden=(), latents=3)
-    model = DenseAutoencoder(architecture, 200)
+    model = DenseAutoencoder(architecture, grid_of(200))
     model.scale *= torch.from_numpy(sigma)
     model.mean += torch.from_numpy(mean * sigma)
     with torch.no_grad():
@@ -297,7 +302,7 @@ def test_chi2_of_unseen_spectra_with_a_good_fit_is_near_one(rng: np.random.Gener
     flux = linear_survey(rng, 500, 200, sigma)
     ivar = np.broadcast_to(sigma**-2, flux.shape).astype(np.float32)
     spectra = Spectra(np.arange(500), flux.astype(np.float32), ivar, grid)
-    scores = ReconstructionScores(Checkpoint(model.eval(), architecture, grid, "recipe"), Score(), device)
+    scores = ModelScores(Checkpoint(model.eval(), architecture, grid, "recipe"), Score(), device)
     chi2 = scores(spectra)[0][:, SCORES.index("chi2")] * 200 / (200 - 3)
     assert chi2.mean() == pytest.approx(1, abs=0.02)
     assert chi2.std() == pytest.approx(np.sqrt(2 / 197), rel=0.2)
@@ -310,18 +315,18 @@ def test_training_batches_bring_the_loss_down(store: SpectraStore) -> None:
     train = Train(model=Dense(hidden=(16,), latents=3), batch=8, validation=0.25)
     feed = Feed(store.path, train, seed=1)
     torch.manual_seed(0)
-    model = DenseAutoencoder(train.model, store.grid.pixels)
-    model.mean, model.scale = feed.center()
+    model = DenseAutoencoder(train.model, store.grid)
+    model.settle(feed.mean())
 
     @torch.no_grad()
     def loss() -> float:
-        pairs = [masked_chi2(*batch, model(*batch)[0]) for batch in feed.validation_batches()]
+        pairs = [masked_chi2(*batch[:2], model(*batch)[0]) for batch in feed.validation_batches()]
         return float(sum(pair[0] for pair in pairs) / sum(pair[1] for pair in pairs))
 
     before = loss()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for epoch in range(30):
-        for flux, ivar in feed.batches(epoch):
+        for flux, ivar, _ in feed.batches(epoch):
             optimizer.zero_grad()
             chi2, pixels = masked_chi2(flux, ivar, model(flux, ivar)[0])
             (chi2 / pixels).backward()

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from distspec.config import Dense, Score
-from distspec.detectors.reconstruction import ReconstructionScores
+from distspec.detectors.model import ModelScores
 from distspec.errors import CheckpointError
 from distspec.models.autoencoder import DenseAutoencoder
 from distspec.models.checkpoint import SCHEMA, Checkpoint, read_tensors, write_folder
@@ -54,7 +54,7 @@ def folder(checkpoint: Checkpoint) -> Path:
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    facts = {"epochs": [{"train_chi2": 1.25}], "torch": "2", "nested": {"a": [1, 2]}}
+    facts = {"phases": {"first": [{"train_loss": 1.25}]}, "torch": "2", "nested": {"a": [1, 2]}}
     kept = replace(checkpoint, facts=facts)
     kept.model.scale *= torch.rand(300) + 0.5
     saved = kept.save(tmp_path / "deep" / "er" / "model")
@@ -74,8 +74,8 @@ def test_a_checkpoint_comes_back_bit_for_bit(checkpoint: Checkpoint, tmp_path: P
 
 
 def test_a_loaded_model_gives_the_same_scores(checkpoint: Checkpoint, spectra: Spectra, device: str) -> None:
-    first = ReconstructionScores(checkpoint, Score(), device)(spectra)
-    second = ReconstructionScores(Checkpoint.load(checkpoint.folder), Score(), device)(spectra)
+    first = ModelScores(checkpoint, Score(), device)(spectra)
+    second = ModelScores(Checkpoint.load(checkpoint.folder), Score(), device)(spectra)
     for one, two in zip(first, second, strict=True):
         assert one.tobytes() == two.tobytes()
 
@@ -180,7 +180,9 @@ def test_weights_that_are_not_safetensors_are_refused_whatever_their_hash(
     refused(folder, "not a safetensors file")
 
 
-@pytest.mark.parametrize("name", ["encoder.0.weight", "decoder.2.bias", "mean", "scale"])
+@pytest.mark.parametrize(
+    "name", ["autoencoder.encoder.0.weight", "autoencoder.decoder.2.bias", "autoencoder.mean", "autoencoder.scale"]
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(folder: Path, name: str, value: float) -> None:
     tensors = load_file(folder / WEIGHTS)
@@ -190,16 +192,16 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, name: str, value:
 
 
 def test_weights_of_another_shape_are_refused(folder: Path) -> None:
-    model = DenseAutoencoder(Dense(hidden=(25,), latents=4), 300)
-    put_weights(folder, save(dict(model.state_dict())))
+    model = DenseAutoencoder(Dense(hidden=(25,), latents=4), WaveGrid("linear", 4000.0, 1.0, 300))
+    put_weights(folder, save({f"autoencoder.{name}": tensor for name, tensor in model.state_dict().items()}))
     refused(folder, r"has shape \(.*25.*its description needs \(.*24")
 
 
 def test_a_transposed_weight_is_refused(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
-    tensors["encoder.0.weight"] = tensors["encoder.0.weight"].T.contiguous()
+    tensors["autoencoder.encoder.0.weight"] = tensors["autoencoder.encoder.0.weight"].T.contiguous()
     put_weights(folder, save(tensors))
-    refused(folder, r"encoder.0.weight has shape \(300, 24\).*needs \(24, 300\)")
+    refused(folder, r"autoencoder.encoder.0.weight has shape \(300, 24\).*needs \(24, 300\)")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32])
@@ -211,12 +213,12 @@ def test_weights_of_another_type_are_refused(folder: Path, dtype: torch.dtype) -
 
 def test_a_missing_or_additional_tensor_is_refused(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
-    mean = tensors.pop("mean")
+    mean = tensors.pop("autoencoder.mean")
     put_weights(folder, save(tensors))
     refused(folder, "mean has shape None")
-    put_weights(folder, save({**tensors, "mean": mean, "zzz": torch.zeros(1)}))
+    put_weights(folder, save({**tensors, "autoencoder.mean": mean, "zzz": torch.zeros(1)}))
     refused(folder, "zzz has shape .*needs None")
-    put_weights(folder, save({**tensors, "mean": mean}))
+    put_weights(folder, save({**tensors, "autoencoder.mean": mean}))
     Checkpoint.load(folder)
 
 
@@ -240,8 +242,8 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         (b"[1, 2]", "not a checkpoint's description"),
         (b"null", "not a checkpoint's description"),
         (b'"text"', "not a checkpoint's description"),
-        (b"{}", "schema None; expected 1"),
-        (b'{"schema": 1}', "not a checkpoint's description"),
+        (b"{}", "schema None; expected 2"),
+        (b'{"schema": 2}', "not a checkpoint's description"),
     ],
     ids=["empty", "cut", "bytes", "deep", "list", "null", "text", "nothing", "bare"],
 )
@@ -257,7 +259,7 @@ def test_a_giant_description_is_refused_unread(folder: Path, monkeypatch: pytest
     refused(folder, "far too large")
 
 
-@pytest.mark.parametrize("schema", [0, 2, None, "1"])
+@pytest.mark.parametrize("schema", [0, 1, None, "2"])
 def test_another_schema_is_refused(folder: Path, schema: Any) -> None:
     describe(folder, schema=schema)
     refused(folder, f"has schema {schema}; expected {SCHEMA}; train again")
@@ -380,6 +382,6 @@ def test_a_checkpoint_may_be_moved(folder: Path, checkpoint: Checkpoint, tmp_pat
 def test_tensors_of_a_known_hash_are_read_back(folder: Path, checkpoint: Checkpoint) -> None:
     tensors = read_tensors(folder / WEIGHTS, checkpoint.sha256)
     for name, tensor in checkpoint.model.state_dict().items():
-        assert torch.equal(tensor, tensors[name])
+        assert torch.equal(tensor, tensors[f"autoencoder.{name}"])
     with pytest.raises(CheckpointError, match="SHA-256"):
         read_tensors(folder / WEIGHTS, "0" * 64)

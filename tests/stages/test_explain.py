@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 
 from distspec.config import Experiment
-from distspec.detectors.reconstruction import ReconstructionDetector, ReconstructionScores
+from distspec.detectors.model import ModelDetector, ModelScores
 from distspec.explainers.lime import Lime
 from distspec.pipeline import Products
 from distspec.stages.explain import explain
@@ -29,7 +29,7 @@ def test_workers_explain_as_one_process_does(done: tuple[Experiment, Products]) 
     experiment, made = done
     layer = made.explanations["mse"]
     rows = layer.read("row")[:3]
-    detector = ReconstructionDetector(ReconstructionScores(made.checkpoint, experiment.score), "mse")
+    detector = ModelDetector(ModelScores(made.checkpoint, experiment.score), "mse")
     local = Lime(experiment.explain, made.store.grid.pixels, experiment.seed).explain(
         detector.score, made.store.take(rows)
     )

@@ -137,15 +137,15 @@ def _make(folder: Path, frame: str, truth: bool = True, overrides: tuple[str, ..
 def _untrained(spectra: Spectra, recipe: str) -> Checkpoint:
     """Make a model that knows the mean spectrum and nothing else."""
     settings = Dense(hidden=(8,), latents=2)
-    model = DenseAutoencoder(settings, GRID.pixels)
+    model = DenseAutoencoder(settings, GRID)
     # Latents reach nothing: every reconstruction is the mean, whatever the random weights.
     torch.nn.init.zeros_(model.decoder[-1].weight)
     torch.nn.init.zeros_(model.decoder[-1].bias)
     good = spectra.good
     count = np.maximum(good.sum(axis=0), 1)
     model.mean += torch.from_numpy((np.where(good, spectra.flux, 0.0).sum(axis=0) / count).astype(np.float32))
-    epochs = [{"train_chi2": 9.0 / n, "validation_chi2": 10.0 / n, "learning_rate": 1e-3 / n} for n in range(1, 6)]
-    return Checkpoint(model.eval(), settings, GRID, recipe, {"epochs": epochs})
+    epochs = [{"train_loss": 9.0 / n, "validation_loss": 10.0 / n, "learning_rate": 1e-3 / n} for n in range(1, 6)]
+    return Checkpoint(model.eval(), settings, GRID, recipe, {"phases": {"first": epochs}})
 
 
 def _explain(experiment: Experiment, store: SpectraStore, scores: Layer, model_at: str, count: int) -> Layer:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from distspec.config import Experiment, Runtime
-from distspec.detectors.reconstruction import SCORES, ReconstructionScores
+from distspec.detectors.model import ModelScores
+from distspec.detectors.reconstruction import SCORES
 from distspec.errors import CheckpointError, ShardError
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products
@@ -21,8 +22,8 @@ from tests.small import contents, small
 def test_scores_are_those_of_one_plain_pass(done: tuple[Experiment, Products]) -> None:
     experiment, made = done
     usable = np.flatnonzero(made.store.column("status") == 0)
-    scores = ReconstructionScores(made.checkpoint, experiment.score)
-    values, latents = scores(made.store.take(usable))
+    scores = ModelScores(made.checkpoint, experiment.score)
+    values, latents, _ = scores(made.store.take(usable))
     for index, name in enumerate(SCORES):
         np.testing.assert_allclose(made.scores.read(name)[usable], values[:, index], rtol=1e-4)
     np.testing.assert_allclose(made.scores.read("latents")[usable], latents, rtol=1e-3, atol=1e-4)
@@ -67,13 +68,17 @@ def test_only_unfinished_shards_are_scored_again_and_the_summary_is_whole(done: 
     assert run.data.metrics["scored"] + run.data.metrics["set_aside"] == made.store.rows
 
 
+def scores_of(values: np.ndarray) -> dict[str, np.ndarray]:
+    return dict(zip(SCORES, values.T, strict=True))
+
+
 def test_summaries_add_up_to_one_pass(rng: np.random.Generator) -> None:
     rows = np.arange(100)
     values = rng.random((100, len(SCORES))).astype(np.float32)
     usable = rng.random(100) > 0.2
-    whole = summarize(rows, values, usable, 7)
+    whole = summarize(rows, scores_of(values), usable, 7)
     cuts = [slice(0, 13), slice(13, 60), slice(60, 100)]
-    parts = [summarize(rows[cut], values[cut], usable[cut], 7) for cut in cuts]
+    parts = [summarize(rows[cut], scores_of(values[cut]), usable[cut], 7) for cut in cuts]
     merged = parts[2] + (parts[0] + parts[1])
     assert (merged.scored, merged.set_aside) == (int(usable.sum()), int((~usable).sum()))
     for name in SCORES:

@@ -2,86 +2,24 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from distspec.config import Experiment, Train
+from distspec import training
+from distspec.config import Experiment
 from distspec.errors import ConfigError, DistspecWarning
 from distspec.layout import model_folder
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products
-from distspec.stages import train as stage
-from distspec.stages.train import Feed, train
-from distspec.store import SpectraStore
+from distspec.stages.train import train
 from distspec.tracking import Run, tracking_uri
 from tests.small import contents, small
 
 
-def test_every_training_spectrum_is_seen_once_and_no_validation_spectrum(store: SpectraStore) -> None:
-    settings = Train(batch=5, validation=0.3)
-    feed = Feed(store.path, settings, seed=1)
-    flux = np.concatenate([batch[0].numpy() for batch in feed.batches(0)])
-    flux_of, ivar_of = store.base.read("flux"), store.base.read("ivar")
-    known = {row.tobytes(): index for index, row in enumerate(np.where(ivar_of > 0, flux_of, np.float32(0)))}
-    seen = [known[row.astype(np.float32).tobytes()] for row in flux]
-    assert len(seen) == len(set(seen)) == feed.steps * 5
-    assert set(seen) <= set(np.flatnonzero(feed.training))
-    assert not (feed.training & feed.validation).any()
-    assert not (feed.training | feed.validation)[[3, 20]].any()  # set aside
-
-
-def test_workers_share_the_spectra_and_give_equally_many_batches(store: SpectraStore) -> None:
-    settings = Train(batch=8, validation=0.3)
-    feeds = [Feed(store.path, settings, 1, rank, 2) for rank in range(2)]
-    counts = [len(list(feed.batches(3))) for feed in feeds]
-    assert counts[0] == counts[1] == feeds[0].steps
-    np.testing.assert_array_equal(feeds[0].validation, feeds[1].validation)
-    rows = sum(len(flux) for feed in feeds for flux, _ in feed.validation_batches())
-    assert rows == feeds[0].validation.sum()
-
-
-def test_the_order_changes_with_the_epoch_and_not_with_the_run(store: SpectraStore) -> None:
-    first, again = (Feed(store.path, Train(batch=8), 1) for _ in range(2))
-    for epoch in (0, 1):
-        for one, two in zip(first.batches(epoch), again.batches(epoch), strict=True):
-            assert torch.equal(one[0], two[0])
-    assert not torch.equal(next(first.batches(0))[0], next(first.batches(1))[0])
-
-
-def test_the_cache_changes_nothing(store: SpectraStore) -> None:
-    cached, plain = (Feed(store.path, Train(batch=8, cache_gb=size), 1) for size in (1.0, 0.0))
-    for epoch in (0, 1):
-        for one, two in zip(cached.batches(epoch), plain.batches(epoch), strict=True):
-            assert torch.equal(one[0], two[0])
-    assert not plain._cache
-    assert cached._cache
-
-
-def test_a_pixel_of_1e30_does_not_become_the_mean_spectrum(store: SpectraStore) -> None:
-    feed = Feed(store.path, Train(batch=8), 1)
-    before, _ = feed.center()
-    row = int(np.flatnonzero(feed.training)[0])
-    for chunk, (flux, ivar) in list(feed._cache.items()):
-        start = feed._chunks[chunk][0]
-        if start <= row < start + len(flux):
-            spoiled = flux.copy()
-            spoiled[row - start, 7] = 1e30
-            feed._cache[chunk] = (spoiled, ivar)
-    after, _ = feed.center()
-    assert torch.allclose(before, after, atol=0.05)
-
-
-def test_even_two_spectra_can_be_trained_and_validated_on(store: SpectraStore) -> None:
-    draw = np.array([0.5, 0.9, 0.7])
-    held = stage._held(draw, np.array([True, False, True]), 0.01)
-    assert held.tolist() == [True, False, False]
-
-
 def test_training_lowers_the_loss_and_ends_with_a_registered_model(done: tuple[Experiment, Products]) -> None:
     experiment, made = done
-    epochs = made.checkpoint.facts["epochs"]
-    assert epochs[-1]["train_chi2"] < 0.8 * epochs[0]["train_chi2"]
+    epochs = made.checkpoint.facts["phases"]["first"]
+    assert epochs[-1]["train_loss"] < 0.8 * epochs[0]["train_loss"]
     assert epochs[-1]["learning_rate"] < epochs[0]["learning_rate"] < experiment.train.learning_rate
     from mlflow import MlflowClient
 
@@ -92,9 +30,9 @@ def test_training_lowers_the_loss_and_ends_with_a_registered_model(done: tuple[E
     assert run.info.status == "FINISHED"
     assert run.data.params["train.model.hidden"] == "[32]"
     assert run.data.params["ingest.source.spectra"] == "700"
-    history = client.get_metric_history(version.run_id, "validation_chi2")
+    history = client.get_metric_history(version.run_id, "validation_loss")
     assert [point.step for point in history] == list(range(len(epochs)))
-    assert [point.value for point in history] == [epoch["validation_chi2"] for epoch in epochs]
+    assert [point.value for point in history] == [epoch["validation_loss"] for epoch in epochs]
     names = {item.path for item in client.list_artifacts(version.run_id)}
     assert {"curves.png", "reconstructions.png", "chi2_along_wavelength.png", "model"} <= names
     copy = Checkpoint.load(client.download_artifacts(version.run_id, "model"))
@@ -106,24 +44,24 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(
 ) -> None:
     _, made = done
     experiment = small(tmp_path / "out")
-    keep = stage._keep
+    keep = training.keep_state
 
     def killed(state: Path, epoch: int, *rest: object) -> None:
         keep(state, epoch, *rest)
         if epoch == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "_keep", killed)
+    monkeypatch.setattr(training, "keep_state", killed)
     with pytest.raises(BaseException, match=".*"):
         train(experiment, made.store)
     folder = model_folder(experiment, made.store.digest)
     assert not folder.exists()
-    newest, epochs = stage._newest(tmp_path / "out/training" / folder.name)
-    assert newest.name == "epoch-0001"
+    newest, epochs = training.newest_state(tmp_path / "out/training" / folder.name / "first")
+    assert newest.name == "epoch-00001"
     assert len(epochs) == 2
     # A truncated newest state costs an epoch, not the run.
     (newest / "optimizer.safetensors").write_bytes(b"half")
-    monkeypatch.setattr(stage, "_keep", keep)
+    monkeypatch.setattr(training, "keep_state", keep)
     checkpoint = train(experiment, made.store)
     assert checkpoint.sha256 == made.checkpoint.sha256
     assert not (tmp_path / "out/training" / folder.name).exists()
@@ -134,14 +72,6 @@ def test_a_finished_model_is_not_trained_again(done: tuple[Experiment, Products]
     before = contents(Path(made.checkpoint.folder))
     assert train(experiment, made.store).sha256 == made.checkpoint.sha256
     assert contents(Path(made.checkpoint.folder)) == before
-
-
-def test_early_stopping_waits_for_its_patience() -> None:
-    stopper = stage._Stopper(2, [{"validation_chi2": 3.0}, {"validation_chi2": 2.0}])
-    assert not stopper.better(2.5)
-    assert not stopper.stop
-    assert not stopper.better(2.0)
-    assert stopper.stop
 
 
 def test_a_loss_that_is_not_finite_stops_the_training_and_registers_nothing(
@@ -165,9 +95,11 @@ def test_two_workers_train_a_model_as_good(done: tuple[Experiment, Products], tm
         tmp_path / "out", train={"workers": 2, "epochs": 4, "batch": 64, "model": {"hidden": [32], "latents": 4}}
     )
     checkpoint = train(experiment, made.store)
-    losses = [min(epoch["validation_chi2"] for epoch in c.facts["epochs"]) for c in (checkpoint, made.checkpoint)]
+    losses = [
+        min(epoch["validation_loss"] for epoch in c.facts["phases"]["first"]) for c in (checkpoint, made.checkpoint)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=0.15)
-    assert json.loads((Path(checkpoint.folder) / "model.json").read_text())["facts"]["epochs"]
+    assert json.loads((Path(checkpoint.folder) / "model.json").read_text())["facts"]["phases"]["first"]
 
 
 def test_a_stage_that_runs_again_goes_on_in_its_old_run(tmp_path: Path) -> None:
@@ -188,13 +120,6 @@ def test_an_unreachable_tracking_server_is_named_without_its_password(tmp_path: 
     with pytest.raises(ConfigError, match="cannot track runs at http://127.0.0.1:9") as caught:
         Run(experiment, "train", "k", {})
     assert "secret" not in str(caught.value)
-
-
-def test_a_worker_whose_chunks_are_all_set_aside_still_gets_batches(store: SpectraStore) -> None:
-    for rank in range(2):
-        feed = Feed(store.path, Train(batch=4, validation=0.3), 1, rank, 2)
-        feed.training[8:] = False
-        assert len(list(feed.batches(0))) == feed.steps
 
 
 def test_more_workers_or_gpus_than_there_are_is_refused(done: tuple[Experiment, Products], tmp_path: Path) -> None:
