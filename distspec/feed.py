@@ -47,7 +47,7 @@ class Feed:
     Arguments:
         path: of the store.
         settings: batch size, validation share, memory.
-        seed: of the validation set and of the order.
+        seed: of the validation set, and of the order unless the settings have one of their own.
         rank: of this worker.
         world: number of workers.
         device: that batches are brought to.
@@ -58,7 +58,8 @@ class Feed:
     ) -> None:
         self.store = SpectraStore.open(path)
         self.device = torch.device(device)
-        self._seed, self._rank, self._world = seed, rank, world
+        self._rank, self._world = rank, world
+        self._seed = seed if settings.seed is None else settings.seed
         usable = self.store.column("status") == 0
         held = _held(_hash(np.arange(self.store.rows, dtype=np.uint64), seed), usable, settings.validation)
         self.training: Bool[np.ndarray, "rows"] = usable & ~held

@@ -79,6 +79,9 @@ class Train(Fit):
     """Fit the density of the latents, which gives the score `density`."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the spectra kept for validation, drawn by row."""
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Of the first weights, the order of the spectra and the flow; none takes the experiment's. The validation set is
+    drawn by the experiment's seed alone."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Ray Train workers; 0 trains in the driver's own process, which saves their start on one machine."""
     gpu: bool = False

@@ -106,6 +106,12 @@ class Job:
     state: str
     settings: Train
     seed: int
+    """Of the validation set."""
+
+    @property
+    def random(self) -> int:
+        """Seed of everything else."""
+        return self.seed if self.settings.seed is None else self.settings.seed
 
 
 def _work(experiment: Experiment, store: SpectraStore, state: Path, run: Run) -> None:
@@ -208,7 +214,7 @@ def _loop(config: dict[str, Any]) -> None:
         labels, names = labels_of(settings.density, feed)
         latents = [collect(model, feed, chosen, labels) for chosen in (feed.training, feed.validation)]
         density, density_facts, fits = fit_density(
-            settings.density, latents[0], latents[1], names, state=state, seed=job.seed, group=group, on_epoch=_report
+            settings.density, latents[0], latents[1], names, state=state, seed=job.random, group=group, on_epoch=_report
         )
         phases |= fits
     if rank == 0:
@@ -238,11 +244,11 @@ def _report(epoch: Epoch) -> None:
 def _autoencoder(job: Job, feed: Feed, device: torch.device, phases: dict[str, list[Epoch]]) -> nn.Module:
     """Fit the autoencoder, and the second one behind it if the settings ask for it."""
     settings, state = job.settings, Path(job.state)
-    torch.manual_seed(job.seed)
+    torch.manual_seed(job.random)
     first = build_autoencoder(settings.model, feed.store.grid).to(device)
     first.settle(feed.mean().to(device))  # type: ignore[operator]
     objective = Reconstruction(first, settings.loss)
-    phases["first"] = fit(first, objective, feed, settings, state / "first", job.seed, device, _report)
+    phases["first"] = fit(first, objective, feed, settings, state / "first", job.random, device, _report)
     if settings.second is None:
         return first
     second = build_autoencoder(settings.model, feed.store.grid).to(device)
@@ -250,7 +256,7 @@ def _autoencoder(job: Job, feed: Feed, device: torch.device, phases: dict[str, l
     model = TwoStage(first.requires_grad_(False).eval(), second)
     objective = Reconstruction(second, "mse", model)
     again = feed.with_batch(settings.second.batch)
-    phases["second"] = fit(second, objective, again, settings.second, state / "second", job.seed, device, _report)
+    phases["second"] = fit(second, objective, again, settings.second, state / "second", job.random, device, _report)
     return model
 
 
