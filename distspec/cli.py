@@ -68,6 +68,12 @@ def train(file: File, /, *overrides: Overrides) -> None:
 
 
 @app.command
+def tune(file: File, /, *overrides: Overrides) -> None:
+    """Store -> settings file with which `train` does best, by many short trainings."""
+    _run(file, overrides, "tune")
+
+
+@app.command
 def score(file: File, /, *overrides: Overrides) -> None:
     """Store and model -> latents and scores of every spectrum."""
     _run(file, overrides, "score")
@@ -151,6 +157,9 @@ def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> None
     if made.report is not None:
         print(f"table    {table_path(experiment)}")
         print(f"report   {made.report}")
+    if made.tuned is not None:
+        best, failed = made.tuned, f", {made.tuned.failed} failed" if made.tuned.failed else ""
+        print(f"tuned    {best.path}: trial {best.trial} of {best.trials}{failed}, validation loss {best.loss:.6g}")
     if made.exported is not None:
         print(f"export   {made.exported.path}: {made.exported.rows} rows of {len(made.exported.columns)} columns")
     print(f"runs     {shlex.join(['distspec', 'ui', file, *overrides])}")

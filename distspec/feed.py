@@ -51,10 +51,19 @@ class Feed:
         rank: of this worker.
         world: number of workers.
         device: that batches are brought to.
+        limit: largest number of training spectra; they come, with their neighbours of the validation set, from chunks
+            that are drawn from the whole store. None takes all.
     """
 
     def __init__(
-        self, path: str, settings: Train, seed: int, rank: int = 0, world: int = 1, device: torch.device | str = "cpu"
+        self,
+        path: str,
+        settings: Train,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        limit: int | None = None,
     ) -> None:
         self.store = SpectraStore.open(path)
         self.device = torch.device(device)
@@ -62,6 +71,8 @@ class Feed:
         self._seed = seed if settings.seed is None else settings.seed
         usable = self.store.column("status") == 0
         held = _held(_hash(np.arange(self.store.rows, dtype=np.uint64), seed), usable, settings.validation)
+        if limit is not None:
+            usable = _limited(usable, held, limit, self.store.chunk_rows, seed)
         self.training: Bool[np.ndarray, "rows"] = usable & ~held
         self.validation: Bool[np.ndarray, "rows"] = usable & held
         chunk = self.store.chunk_rows
@@ -223,6 +234,24 @@ def _held(draw: Float64[np.ndarray, "n"], usable: Bool[np.ndarray, "rows"], shar
         held[candidates[np.argmin(draw[candidates])]] = True
         held[candidates[np.argmax(draw[candidates])]] = False
     return held
+
+
+def _limited(
+    usable: Bool[np.ndarray, "rows"], held: Bool[np.ndarray, "rows"], limit: int, chunk: int, seed: int
+) -> Bool[np.ndarray, "rows"]:
+    """Choose whole chunks at random until they hold enough to train on; of the last one only what is missing."""
+    if int((usable & ~held).sum()) <= limit:
+        return usable
+    kept, left = np.zeros_like(usable), limit
+    for index in np.random.default_rng([seed, limit]).permutation(-(-len(usable) // chunk)):
+        span = slice(index * chunk, (index + 1) * chunk)
+        training = np.flatnonzero(usable[span] & ~held[span])
+        kept[span] = usable[span]
+        kept[span][training[left:]] = False
+        left -= min(left, len(training))
+        if not left and (kept & held).any():
+            break
+    return kept
 
 
 def _hash(rows: UInt64[np.ndarray, "n"], seed: int) -> Float64[np.ndarray, "n"]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distspec.config import Density, Sliced, Spline
 from distspec.feed import Feed
+from distspec.models.components import find_components
 from distspec.models.density import Flow, Labelled, LatentDensity, classes_of, fit_classes
 from distspec.models.group import Group
 from distspec.models.sliced import Sample, SlicedFlow, fit_sliced
@@ -116,14 +117,13 @@ def fit_density(
             flow, histories[phase] = _fit_spline(settings, *rest)
         return flow
 
-    density, facts = fit_classes(
-        one_fit,
-        Labelled(training.values, training.labels),
-        Labelled(validation.values, validation.labels),
-        names,
-        relabel=settings.relabel,
-        group=group,
-    )
+    relabel = settings.relabel and bool(settings.labels)
+    if isinstance(settings, Sliced) and not settings.labels:
+        first, held, count = find_components(training.values, validation.values, settings.components, seed, group)
+        training, validation = replace(training, labels=first), replace(validation, labels=held)
+        names = tuple(f"component {number}" for number in range(1, count + 1)) if count > 1 else names
+    known, judged = (Labelled(part.values, part.labels) for part in (training, validation))
+    density, facts = fit_classes(one_fit, known, judged, names, relabel=relabel, group=group)
     return density, facts, histories
 
 

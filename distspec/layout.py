@@ -7,6 +7,8 @@
   catalogs/<digest>/         what is wanted of large catalogues, for the workers
   training/<model digest>/   state of an unfinished training, one folder per epoch
   models/<model digest>/     the finished checkpoint
+  tuning/<study digest>/     a search for settings: Optuna's journal, trials.csv, states of unfinished trials
+  tuned.toml                 the settings that it found
   report.html, anomalies.csv
   mlflow.db, mlartifacts/    runs and models, unless a tracking server is set
 """
@@ -14,7 +16,7 @@
 from pathlib import Path
 from typing import Any
 
-from distspec.config import Experiment, digest
+from distspec.config import Experiment, Train, digest
 from distspec.store import Inventory, Layer
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "store_identity",
     "store_path",
     "table_path",
+    "tuned_path",
+    "tuning_folder",
 ]
 
 
@@ -65,6 +69,28 @@ def model_folder(experiment: Experiment, store: str) -> Path:
     # The cache changes no weight; the number of workers does.
     settings = experiment.train.model_dump(mode="json", exclude={"cache_gb"})
     return Path(experiment.output) / "models" / digest(settings, experiment.seed, store)
+
+
+def tuning_folder(experiment: Experiment, least: Train, store: str) -> Path:
+    """Folder of a search for settings on a store of this digest.
+
+    Arguments:
+        experiment: the settings.
+        least: those of training, with one fixed choice in the place of all that is searched, so that what was found
+            belongs to the search that found it.
+        store: digest of the store.
+    """
+    # More trials extend a study; how many run at a time, and what follows after the first fit, changes none of them.
+    settings = experiment.tune.model_dump(mode="json", exclude={"trials", "concurrent"})
+    fixed = least.model_dump(
+        mode="json", exclude={"epochs", "patience", "second", "density", "workers", "cache_gb"}
+    )
+    return Path(experiment.output) / "tuning" / digest(settings, fixed, experiment.seed, store)
+
+
+def tuned_path(experiment: Experiment) -> Path:
+    """File of the settings that a search has found."""
+    return Path(experiment.output) / "tuned.toml"
 
 
 def score_layer(experiment: Experiment, sha256: str) -> str:

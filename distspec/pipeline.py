@@ -24,13 +24,14 @@ from distspec.stages.ingest import ingest
 from distspec.stages.report import report
 from distspec.stages.score import score
 from distspec.stages.train import train
+from distspec.stages.tune import Tuned, tune
 from distspec.store import Layer, SpectraStore
 
 __all__ = ["EXTRA", "STAGES", "Products", "check", "run"]
 
 STAGES = ("ingest", "train", "score", "explain", "report")
 
-EXTRA = ("export",)
+EXTRA = ("tune", "export")
 """Stages that are run by name only; they work on whatever the others have left."""
 
 
@@ -44,6 +45,7 @@ class Products:
     explanations: dict[str, Layer] = field(default_factory=dict)
     report: Path | None = None
     exported: Exported | None = None
+    tuned: Tuned | None = None
 
 
 def run(experiment: Experiment, only: str | None = None) -> Products:
@@ -72,6 +74,8 @@ def _run(experiment: Experiment, wanted: tuple[str, ...]) -> Products:
     store = ingest(experiment) if "ingest" in wanted else _finished_store(experiment)
     if last == "ingest":
         return Products(store)
+    if last == "tune":
+        return Products(store, tuned=tune(experiment, store))
     if last == "export":
         return Products(store, exported=export(experiment, store))
     checkpoint = _model(experiment, store, make="train" in wanted)

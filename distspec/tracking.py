@@ -4,6 +4,7 @@ Models are registered as the checkpoint's own files (safetensors and JSON), neve
 loaded from the registry can run code.
 """
 
+import copy
 import json
 import logging
 import os
@@ -98,6 +99,39 @@ class Run:
         for start in range(0, len(params), 100):
             self._client.log_batch(run_id, params=params[start : start + 100])
         return run_id
+
+    def nested(self, name: str, params: Mapping[str, Any]) -> "Run":
+        """Begin a run inside this one, or go on with the one of this name; `end` closes it.
+
+        Arguments:
+            name: tells it from the others inside this one.
+            params: its parameters.
+        """
+        inner = copy.copy(self)  # shares what is unsent, so that everything arrives in its order
+        inner.id = ""
+        self._send(lambda: inner._begin_inside(self.id, name, params))
+        return inner
+
+    def _begin_inside(self, outer: str, name: str, params: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        parent = self._client.get_run(outer)
+        tags = {"mlflow.parentRunId": outer, "distspec.key": f"{parent.data.tags['distspec.key']}/{name}"}
+        mine = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self._client.search_runs([parent.info.experiment_id], mine, max_results=1)
+        if found:
+            self.id = found[0].info.run_id
+            self._client.update_run(self.id, status="RUNNING")
+            return
+        tags |= {"distspec.stage": parent.data.tags["distspec.stage"]}
+        self.id = self._client.create_run(parent.info.experiment_id, run_name=name, tags=tags).info.run_id
+        self._client.log_batch(self.id, params=[Param(k, str(v)[:_LONGEST_PARAM]) for k, v in params.items()])
+
+    def end(self, status: str, reason: str = "") -> None:
+        """Close the run as FINISHED, FAILED or KILLED, and say why."""
+        if reason:
+            self._send(lambda: self._client.set_tag(self.id, "distspec.reason", reason[:_LONGEST_PARAM]))
+        self._send(lambda: self._client.set_terminated(self.id, status))
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Record numbers at one step, such as an epoch."""
@@ -200,7 +234,7 @@ class Run:
     ) -> None:
         status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
         self._closing = True
-        self._send(lambda: self._client.set_terminated(self.id, status))
+        self.end(status)
         if self._unsent:
             warnings.warn(
                 f"{len(self._unsent)} records of run {self.id} did not reach the tracking server ({self._trouble}); "

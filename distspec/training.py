@@ -20,9 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distspec.config import Fit
 from distspec.errors import ConfigError
+from distspec.models.autoencoder import Loss, TwoStage
 from distspec.models.checkpoint import read_tensors, write_folder
 
-__all__ = ["Batches", "Epoch", "best_weights", "fit", "keep_state", "newest_state"]
+__all__ = ["Batches", "Epoch", "Reconstruction", "best_weights", "fit", "keep_state", "newest_state"]
 
 Epoch = dict[str, float]
 """Numbers of one epoch: train_loss, validation_loss, learning_rate; seconds, and waiting, the share of them spent on
@@ -45,6 +46,35 @@ class Batches(Protocol):
     def validation_batches(self) -> Iterator[tuple[Tensor, ...]]:
         """Give the validation batches."""
         ...
+
+
+class Reconstruction(nn.Module):
+    """The loss of an autoencoder, as `fit` wants it; with a chain, that of its second stage.
+
+    Arguments:
+        model: whose weights are fitted.
+        kind: of the loss.
+        chain: whose first stage makes what the model is to reconstruct.
+    """
+
+    def __init__(self, model: nn.Module, kind: Loss, chain: TwoStage | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.kind = kind
+        # In a list, so that the first stage is no part of this module: its weights stand still.
+        self._chain = [chain]
+
+    def forward(self, flux: Tensor, ivar: Tensor, redshift: Tensor, epoch: int, epochs: int) -> tuple[Tensor, Tensor]:
+        """Give (total, count) of a batch."""
+        chain = self._chain[0]
+        if chain is not None:
+            with torch.no_grad():
+                chain.first.eval()
+                flux, ivar = chain.clean(flux, ivar, redshift)
+        loss: tuple[Tensor, Tensor] = self.model.loss(  # type: ignore[operator]
+            flux, ivar, redshift, kind=self.kind, epoch=epoch, epochs=epochs
+        )
+        return loss
 
 
 def fit(

@@ -57,6 +57,7 @@ from distspec.config.stages import (
     Second,
     Tracking,
     Train,
+    Tune,
     Values,
 )
 from distspec.errors import ConfigError
@@ -109,6 +110,7 @@ __all__ = [
     "Tracking",
     "Train",
     "Transfer",
+    "Tune",
     "Values",
     "Variational",
     "Wanted",

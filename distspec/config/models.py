@@ -160,8 +160,13 @@ class Sliced(Density):
     """Shares of the identity mixed into a map and into the slopes of its tails, (α1, α2)."""
     slopes: Literal["regression", "one"] = "regression"
     """Of the tails: fitted to the outermost data, or 1."""
-    balance: bool = False
-    """Look for directions in each class and not in the pooled data alone."""
+    components: Annotated[Count | None, Off] = None
+    """Without labels: Gaussians of a mixture that parts the latents into classes, each with maps of its own, since no
+    single map unfolds separate groups well. None tries up to eight; 1 takes the latents as one."""
+    whiten_each: bool = True
+    """Whiten every class by itself, and not the pooled data."""
+    balance: bool = True
+    """Look for directions in which the classes differ from a Gaussian, and not the pooled data."""
     shrink_below: Annotated[int, Field(ge=0)] = 50
     """Classes of fewer objects than this lean on the pooled data, the more the smaller they are."""
 

@@ -202,24 +202,38 @@ class _Fit:
         return {"train_log_prob": training, "validation_log_prob": training if math.isnan(validation) else validation}
 
     def _whitening(self) -> SlicedFlow:
-        """Give zero mean and unit covariance: the symmetric map, which does not turn with nearly equal eigenvalues."""
-        rows, total = self.training, self.counts.total_weight
-        flow = SlicedFlow(self.D, self.classes).to(rows.x.device)
+        """Give zero mean and unit covariance: to each class, or to the pooled data."""
+        flow = SlicedFlow(self.D, self.classes).to(self.training.x.device)
         if not self.settings.whiten:
             return flow
-        weights = torch.ones_like(rows.volume) if rows.weights is None else rows.weights
-        flow.mean = self.group.sum(rows.x @ weights) / total
-        centered = rows.x - flow.mean[:, None]
-        # Of weighted rows the unbiased estimate divides by 1 - Σw².
-        correction = 1 - 1 / max(self.counts.total_effective, 2.0)
-        covariance = self.group.sum(centered * weights @ centered.T) / total / correction
-        values, basis = torch.linalg.eigh(self.group.broadcast(covariance))
-        top = values[-1]
-        values = torch.where(top > 0, values.clamp_min(1e-12 * top), 1.0)
-        flow.whiten = self.group.broadcast(basis @ (values.rsqrt()[:, None] * basis.T))
-        flow.unwhiten = self.group.broadcast(basis @ (values.sqrt()[:, None] * basis.T))
-        flow.mean = self.group.broadcast(flow.mean)
+        pooled = self._linear(slice(0, self.training.x.shape[1]), self.counts.total_weight, self.counts.total_effective)
+        for label, part in enumerate(self.training.slices()):
+            mean, covariance = pooled
+            share = self.shares[label] if self.settings.whiten_each else 1.0
+            if share < 1:
+                own = self._linear(part, self.counts.weight[label], self.counts.effective[label])
+                apart = own[0] - mean
+                # The mixture of own and pooled data: within and between the two parts.
+                covariance = (1 - share) * own[1] + share * covariance + share * (1 - share) * apart.outer(apart)
+                mean = (1 - share) * own[0] + share * mean
+            # The symmetric map, which does not turn with nearly equal eigenvalues.
+            values, basis = torch.linalg.eigh(self.group.broadcast(covariance))
+            top = values[-1]
+            values = torch.where(top > 0, values.clamp_min(1e-12 * top), 1.0)
+            flow.whiten[label] = self.group.broadcast(basis @ (values.rsqrt()[:, None] * basis.T))
+            flow.unwhiten[label] = self.group.broadcast(basis @ (values.sqrt()[:, None] * basis.T))
+            flow.mean[label] = self.group.broadcast(mean)
         return flow
+
+    def _linear(self, part: slice, weight: float, effective: float) -> tuple[Tensor, Tensor]:
+        """Give mean and covariance of some rows, over all workers."""
+        x = self.training.x[:, part]
+        weights = torch.ones_like(x[0]) if self.training.weights is None else self.training.weights[part]
+        mean = self.group.sum(x @ weights) / weight
+        centered = x - mean[:, None]
+        # Of weighted rows the unbiased estimate divides by 1 - Σw².
+        correction = 1 - 1 / max(effective, 2.0)
+        return mean, self.group.sum(centered * weights @ centered.T) / weight / correction
 
     def _layer(self, number: int) -> tuple[tuple[Tensor, Splines], Tensor]:
         """Find directions, then the splines of every class along them."""

@@ -49,9 +49,9 @@ class SlicedFlow(nn.Module):
         self.slopes: Tensor
         one = torch.eye(latents, dtype=torch.float64)
         ladder = torch.linspace(-1, 1, knots, dtype=torch.float64).repeat(layers, classes, directions, 1)
-        self.register_buffer("mean", torch.zeros(latents, dtype=torch.float64))
-        self.register_buffer("whiten", one)
-        self.register_buffer("unwhiten", one.clone())
+        self.register_buffer("mean", torch.zeros(classes, latents, dtype=torch.float64))
+        self.register_buffer("whiten", one.repeat(classes, 1, 1))
+        self.register_buffer("unwhiten", one.repeat(classes, 1, 1))
         self.register_buffer("directions", one[:, :directions].repeat(layers, 1, 1))
         self.register_buffer("x", ladder)
         self.register_buffer("y", ladder.clone())
@@ -132,19 +132,23 @@ class SlicedFlow(nn.Module):
         self, z: Float[Tensor, "c D n"], tables: slice
     ) -> tuple[Float[Tensor, "c D n"], Float[Tensor, "c n"]]:
         """Map columns of some classes to the Gaussian, all layers; give the log-determinants, too."""
-        x = self.whiten @ (z - self.mean[:, None])
-        volume = torch.linalg.slogdet(self.whiten).logabsdet.expand(x[:, 0].shape)
+        x = self.whiten[tables] @ (z - self.mean[tables, :, None])
+        volume = self._linear_volume(tables).expand(x[:, 0].shape)
         for layer in range(len(self.directions)):
             x, more = apply_layer(x, self.directions[layer], self.splines(layer, tables))
             volume = volume + more
         return x, volume
 
     def _inverse(self, x: Float[Tensor, "c D n"], tables: slice) -> tuple[Tensor, Tensor]:
-        volume = torch.linalg.slogdet(self.whiten).logabsdet.expand(x[:, 0].shape)
+        volume = self._linear_volume(tables).expand(x[:, 0].shape)
         for layer in reversed(range(len(self.directions))):
             x, more = apply_layer(x, self.directions[layer], self.splines(layer, tables), spline_inverse)
             volume = volume + more
-        return self.unwhiten @ x + self.mean[:, None], volume
+        return self.unwhiten[tables] @ x + self.mean[tables, :, None], volume
+
+    def _linear_volume(self, tables: slice) -> Float[Tensor, "c 1"]:
+        volume: Tensor = torch.linalg.slogdet(self.whiten[tables]).logabsdet[:, None]
+        return volume
 
     def splines(self, layer: int, tables: slice = slice(None)) -> Splines:
         """Give a layer's splines of some classes: tables [classes directions knots]."""

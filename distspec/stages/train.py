@@ -20,7 +20,7 @@ import ray.train.torch
 import torch
 from jaxtyping import Float32
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 
 from distspec.accuracy import as_text, measure
 from distspec.config import Experiment, Train
@@ -28,7 +28,7 @@ from distspec.errors import ConfigError, DistspecError, ShardError
 from distspec.feed import Feed
 from distspec.latents import PASSES, collect, fit_density, labels_of
 from distspec.layout import model_folder
-from distspec.models.autoencoder import Loss, TwoStage
+from distspec.models.autoencoder import TwoStage
 from distspec.models.build import build_autoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.models.group import Alone, Group, Together
@@ -36,7 +36,7 @@ from distspec.runtime import connect, progress, require_resources
 from distspec.spectra import Spectra, first_reasons
 from distspec.store import SpectraStore
 from distspec.tracking import Run
-from distspec.training import Epoch, fit, newest_state
+from distspec.training import Epoch, Reconstruction, fit, newest_state
 
 __all__ = ["train"]
 
@@ -258,35 +258,6 @@ def _autoencoder(job: Job, feed: Feed, device: torch.device, phases: dict[str, l
     again = feed.with_batch(settings.second.batch)
     phases["second"] = fit(second, objective, again, settings.second, state / "second", job.random, device, _report)
     return model
-
-
-class Reconstruction(nn.Module):
-    """The loss of an autoencoder, as `training.fit` wants it; with a chain, that of its second stage.
-
-    Arguments:
-        model: whose weights are fitted.
-        kind: of the loss.
-        chain: whose first stage makes what the model is to reconstruct.
-    """
-
-    def __init__(self, model: nn.Module, kind: Loss, chain: TwoStage | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.kind = kind
-        # In a list, so that the first stage is no part of this module: its weights stand still.
-        self._chain = [chain]
-
-    def forward(self, flux: Tensor, ivar: Tensor, redshift: Tensor, epoch: int, epochs: int) -> tuple[Tensor, Tensor]:
-        """Give (total, count) of a batch."""
-        chain = self._chain[0]
-        if chain is not None:
-            with torch.no_grad():
-                chain.first.eval()
-                flux, ivar = chain.clean(flux, ivar, redshift)
-        loss: tuple[Tensor, Tensor] = self.model.loss(  # type: ignore[operator]
-            flux, ivar, redshift, kind=self.kind, epoch=epoch, epochs=epochs
-        )
-        return loss
 
 
 def _record(run: Run, checkpoint: Checkpoint, experiment: Experiment, store: SpectraStore) -> None:
