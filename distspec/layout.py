@@ -20,6 +20,7 @@ from distspec.config import Experiment, Train, digest
 from distspec.store import Inventory, Layer
 
 __all__ = [
+    "ascent_layer",
     "explain_layer",
     "ledger_path",
     "model_folder",
@@ -100,9 +101,18 @@ def score_layer(experiment: Experiment, sha256: str) -> str:
 
 def explain_layer(experiment: Experiment, score: str, scores: Layer) -> str:
     """Name of the layer that explains the top list of one score of a score layer; the list changes as that grows."""
-    settings = experiment.explain.model_dump(mode="json", exclude={"scores"})
-    grown = [list(scores.parts[1:])] if len(scores.parts) > 1 else []
-    return f"explain-{score}-{digest(settings, experiment.seed, scores.name, *grown)}"
+    settings = experiment.explain.model_dump(mode="json", exclude={"scores", "ascent"})
+    return f"explain-{score}-{digest(settings, experiment.seed, scores.name, *_grown(scores))}"
+
+
+def ascent_layer(experiment: Experiment, scores: Layer) -> str:
+    """Name of the layer of the ways up the density from the top lists of a score layer."""
+    settings = experiment.explain.model_dump(mode="json", include={"scores", "ascent", "fraction", "limit"})
+    return f"ascent-{digest(settings, scores.name, *_grown(scores))}"
+
+
+def _grown(scores: Layer) -> list[list[int]]:
+    return [list(scores.parts[1:])] if len(scores.parts) > 1 else []
 
 
 def report_path(experiment: Experiment) -> Path:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64
 
 from distspec.spectra import LIGHT_SPEED, WaveGrid
 
-__all__ = ["ABSORPTION", "EMISSION", "FILTERED", "near_lines"]
+__all__ = ["ABSORPTION", "EMISSION", "FILTERED", "near_lines", "nearest_line"]
 
 EMISSION: Final[dict[str, float]] = {
     "Ly alpha": 1215.67,
@@ -101,3 +101,21 @@ def near_lines(
         center = (EMISSION[name] * stretch)[:, None]
         near |= np.abs(grid.wave - center) <= center * (velocity / LIGHT_SPEED)
     return near
+
+
+def nearest_line(wave: float, redshift: float | None = None, velocity: float = 500.0) -> str | None:
+    """Name the emission or absorption line nearest to a wavelength; None where none is within `velocity`.
+
+    Arguments:
+        wave: Å, vacuum.
+        redshift: of the lines on this axis; None for the rest frame. NaN gives no line.
+        velocity: largest distance, km/s.
+
+    Example:
+        >>> nearest_line(5010.0), nearest_line(5100.0), nearest_line(5509.0, redshift=0.1)
+        ('[O III] 5008', None, '[O III] 5008')
+    """
+    stretch = 1.0 if redshift is None else 1.0 + redshift
+    distances = {name: abs(wave / (line * stretch) - 1) * LIGHT_SPEED for name, line in (ABSORPTION | EMISSION).items()}
+    name = min(distances, key=distances.__getitem__)
+    return name if distances[name] <= velocity else None

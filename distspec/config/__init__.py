@@ -47,6 +47,7 @@ from distspec.config.prepare import (
 )
 from distspec.config.sources import Condition, Desi, Lamost, Sdss, Simulate, Source, Specutils, Table, Wanted
 from distspec.config.stages import (
+    Ascent,
     Experiment,
     Explain,
     Export,
@@ -65,6 +66,7 @@ from distspec.errors import ConfigError
 __all__ = [
     "AnyDensity",
     "Architecture",
+    "Ascent",
     "AtWavelength",
     "Condition",
     "Convolutional",

@@ -10,6 +10,7 @@ from distspec.config.prepare import Prepare
 from distspec.config.sources import Simulate, Source
 
 __all__ = [
+    "Ascent",
     "Experiment",
     "Explain",
     "Export",
@@ -162,11 +163,26 @@ class Score(Settings):
     """Spectra in one pass through the model."""
 
 
+class Ascent(Settings):
+    """The way of a spectrum's latents up the gradient of log p (explainers/ascent.py)."""
+
+    limit: Count = 200
+    """Largest number of spectra followed per score."""
+    steps: Count = 100
+    """Most steps of a way."""
+    length: Positive = 0.25
+    """Of a step at most; 1 is a standard deviation of the latents of ordinary spectra."""
+    points: Annotated[int, Field(ge=2)] = 5
+    """Places along the way that are decoded, start and end among them."""
+
+
 class Explain(Settings):
-    """Top rows and model -> weights per segment (stages/explain.py)."""
+    """Top rows and model -> weights per segment, and the way to higher probability (stages/explain.py)."""
 
     scores: Annotated[tuple[ScoreName, ...], Field(min_length=1)] = ("mse",)
     """Scores whose top lists are explained."""
+    ascent: Annotated[Ascent | None, Off] = Ascent()
+    """Where the model has a density: follow the top list of the score `density`, and of the other `scores`."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Share of the scored spectra that is explained."""
     limit: Count = 10_000

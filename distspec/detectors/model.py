@@ -1,17 +1,21 @@
 """All scores of a trained model from one pass: what it fails to reconstruct, and how rare the latents are."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32
-from torch import Tensor
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
 
 from distspec.config import Score
 from distspec.detectors.reconstruction import SCORES, reconstruction_scores
 from distspec.errors import ConfigError
 from distspec.lines import near_lines
+from distspec.models.autoencoder import TwoStage
 from distspec.models.checkpoint import Checkpoint
+from distspec.models.convolutional import ConvolutionalAutoencoder
+from distspec.models.redshifted import RedshiftedAutoencoder
 from distspec.spectra import Spectra
 
 __all__ = ["DENSITY", "ModelDetector", "ModelScores", "Scored", "names_of"]
@@ -100,6 +104,21 @@ class ModelScores:
         reconstruction: Float32[np.ndarray, "n pixels"] = self._model(*self._bring(spectra))[0].cpu().numpy()
         return reconstruction
 
+    @torch.no_grad()
+    def decoder(self, spectra: Spectra) -> Callable[[Float[Tensor, "n D"]], Float32[Tensor, "n pixels"]]:
+        """Give what decodes other latents of these spectra, in the unit of the store.
+
+        What latents do not tell is that of each spectrum's own reconstruction: redshift and brightness.
+        """
+        flux, ivar, redshift = self._bring(spectra)
+        factor, offset = _brightness(self._model, flux, ivar, redshift)
+
+        def decode(latents: Tensor) -> Tensor:
+            flux: Tensor = self._model.decode(latents.float(), redshift)  # type: ignore[operator]
+            return flux * factor[:, None] + offset[:, None]
+
+        return decode
+
     def _slices(self, spectra: Spectra) -> list[slice]:
         size = self._settings.batch
         return [slice(start, start + size) for start in range(0, len(spectra), size)]
@@ -122,6 +141,24 @@ class ModelScores:
 def _tensor(values: Float32[np.ndarray, "n pixels"]) -> Float32[Tensor, "n pixels"]:
     """Share an array with torch; one that must not be written to, such as a repeated row, is copied as torch asks."""
     return torch.from_numpy(np.require(values, requirements="W"))
+
+
+def _brightness(
+    model: nn.Module, flux: Tensor, ivar: Tensor, redshift: Tensor | None
+) -> tuple[Float32[Tensor, "n"], Float32[Tensor, "n"]]:
+    """Give factor and offset between what a model decodes and its reconstruction in the store's unit."""
+    seen, last = (flux, ivar), model
+    if isinstance(model, TwoStage):
+        seen, last = model.clean(flux, ivar, redshift), model.second
+    factor, offset = torch.ones_like(flux[:, 0]), torch.zeros_like(flux[:, 0])
+    if isinstance(last, ConvolutionalAutoencoder):
+        _, factor, offset = last.scaled(*seen)
+    elif isinstance(last, RedshiftedAutoencoder) and last.settings.fit_amplitude:
+        brought, latents = last(*seen, redshift)
+        decoded = last.decode(latents, redshift)
+        square = decoded.square().sum(dim=1)
+        factor = torch.where(square > 0, (decoded * brought).sum(dim=1) / square, factor)
+    return factor, offset
 
 
 class ModelDetector:

@@ -64,6 +64,17 @@ class Path:
         gain, length = self.log_prob[:, -1] - self.log_prob[:, 0], self.arc[:, -1]
         return torch.where(length > 0, gain / length, 0.0)
 
+    def evenly(self, points: int) -> Float[Tensor, "n points D"]:
+        """Give the latents of so many points from start to end, evenly along each way."""
+        targets = self.arc[:, -1:] * torch.linspace(0, 1, points).to(self.arc)
+        above = torch.searchsorted(self.arc.contiguous(), targets).clamp_min(1)
+        low, high = (self.arc.gather(1, place) for place in (above - 1, above))
+        share = torch.where(high > low, (targets - low) / (high - low), 0.0)[..., None]
+        place = above[..., None].expand(-1, -1, self.latents.shape[2])
+        start, end = self.latents.gather(1, place - 1), self.latents.gather(1, place)
+        # Not start + share (end - start), which rounds where the end is meant.
+        return torch.where(share < 1, torch.lerp(start, end, share.to(start)), end)
+
     def decoded(self, decode: Decoder) -> Float[Tensor, "n points pixels"]:
         """Give the spectra along the ways."""
         n, points, D = self.latents.shape
