@@ -18,7 +18,10 @@ from distspec.models.autoencoder import TwoStage
 from distspec.models.convolutional import ConvolutionalAutoencoder
 from distspec.models.group import Group
 
-__all__ = ["Accuracy", "as_text", "measure"]
+__all__ = ["ROWS", "Accuracy", "as_text", "measure"]
+
+ROWS = ("mean", "std", "min", "25 %", "50 %", "75 %", "max")
+"""Of the table, in their order."""
 
 _BINS = 3
 """Parts of equal number by signal-to-noise ratio."""
@@ -126,7 +129,8 @@ def as_text(table: Mapping[str, Any]) -> str:
         return "no spectrum was kept for validation"
     lines = [f"errors of {table['spectra']} validation spectra, {table['unit']}; R² {table['r2']:.4f}"]
     lines.append(f"{'':6}{'MSE':>12}{'RMSE':>12}{'mean diff':>12}")
-    for name, values in table["statistics"].items():
+    for name in ROWS:
+        values = table["statistics"][name]
         lines.append(f"{name:6}" + "".join(f"{values[key]:12.3g}" for key in ("mse", "rmse", "difference")))
     for part in table["snr_bins"]:
         lines.append(f"S/N {part['from']:.1f} to {part['to']:.1f}: mean RMSE {part['rmse']:.4g} of {part['spectra']}")
