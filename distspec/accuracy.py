@@ -15,6 +15,7 @@ from torch import nn
 
 from distspec.feed import Feed
 from distspec.models.autoencoder import TwoStage
+from distspec.models.build import within_reach
 from distspec.models.convolutional import ConvolutionalAutoencoder
 from distspec.models.group import Group
 
@@ -103,7 +104,7 @@ def measure(model: nn.Module, feed: Feed, group: Group) -> Accuracy:
         if isinstance(last, ConvolutionalAutoencoder):
             flux, factor = (tensor.double() for tensor in last.scaled(flux.float(), ivar)[:2])
             residual = residual / factor[:, None]
-        good = ivar > 0
+        good = within_reach(model, ivar, redshift) > 0
         residual, flux = (torch.where(good, values, 0.0) for values in (residual, flux))
         count = good.sum(dim=1).clamp_min(1)
         rows.append(torch.from_numpy(part))

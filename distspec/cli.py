@@ -154,15 +154,22 @@ def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> None
         print(f"scores   {made.store.path}/layers/{made.scores.name}")
     for layer in made.explanations.values():
         print(f"reasons  {made.store.path}/layers/{layer.name}")
+    if made.ascents is not None:
+        print(f"ways     {made.store.path}/layers/{made.ascents.name}")
     if made.report is not None:
         print(f"table    {table_path(experiment)}")
         print(f"report   {made.report}")
     if made.tuned is not None:
         best, failed = made.tuned, f", {made.tuned.failed} failed" if made.tuned.failed else ""
-        print(f"tuned    {best.path}: trial {best.trial} of {best.trials}{failed}, validation loss {best.loss:.6g}")
+        print(f"tuned    {best.path}: validation loss {best.loss:.6g}, trial {best.trial}")
+        print(f"trials   {best.trials} in {best.table}{failed}")
     if made.exported is not None:
         print(f"export   {made.exported.path}: {made.exported.rows} rows of {len(made.exported.columns)} columns")
     print(f"runs     {shlex.join(['distspec', 'ui', file, *overrides])}")
+    if only == "train" and made.checkpoint is not None and "accuracy" in made.checkpoint.facts:
+        from distspec.accuracy import as_text
+
+        print(as_text(made.checkpoint.facts["accuracy"]))
 
 
 def main() -> None:

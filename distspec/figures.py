@@ -1,10 +1,10 @@
-"""Figures of the report as Bokeh models: training curves, score distributions, spectra with their explanation.
+"""Figures of the report as Bokeh models: spectra with their explanation and with the way up the density.
 
 Figures hold numbers and the names of lines and scores only; no text of a survey's files enters them.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,17 +15,13 @@ from bokeh.models import (
     BoxAnnotation,
     ColumnDataSource,
     HoverTool,
-    NumeralTickFormatter,
-    PrintfTickFormatter,
     Range1d,
-    Span,
 )
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 from jaxtyping import Float32, Float64
 
 from distspec.lines import ABSORPTION, EMISSION
-from distspec.reduce import Histogram
 from distspec.spectra import WaveGrid
 
 __all__ = [
@@ -35,9 +31,10 @@ __all__ = [
     "bokeh_script",
     "embed",
     "line_marks",
-    "score_figure",
+    "panel",
     "spectrum_figure",
-    "training_figure",
+    "stacked",
+    "way_figure",
 ]
 
 COLORS: Final[dict[str, str]] = {
@@ -50,6 +47,9 @@ COLORS: Final[dict[str, str]] = {
     "absorption": "#8a6d3b",
     "threshold": "#c8323c",
     "count": "#7d93ad",
+    "grows": "#0f8b8d",
+    "fades": "#b5478a",
+    "end": "#14466b",
 }
 """Colors by meaning; the page's key uses them too."""
 
@@ -79,6 +79,7 @@ class Shown:
         edges: of the explained segments, Å; None without an explanation.
         weights: of the segments.
         windows: pairs [low, high] that truth records, Å on this grid, NaN where unused; None without truth.
+        way: spectra decoded along the way to higher probability; None without one.
     """
 
     grid: WaveGrid
@@ -90,6 +91,7 @@ class Shown:
     edges: Float64[np.ndarray, "segments+1"] | None = None
     weights: Float32[np.ndarray, "segments"] | None = None
     windows: Float64[np.ndarray, "k 2"] | None = None
+    way: Float32[np.ndarray, "points pixels"] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,88 +144,6 @@ def _short(name: str) -> str:
     return re.sub(r"(?<=[bD])\d$| \d+$", "", name)
 
 
-def training_figure(epochs: Sequence[Mapping[str, float]]) -> Any:
-    """Draw the losses and the learning rate of each epoch; of a sliced flow log p and distances of each layer."""
-    sliced = "train_log_prob" in epochs[0]
-    measure, second = ("log_prob", "wasserstein_first") if sliced else ("loss", "learning_rate")
-    source = ColumnDataSource(
-        {
-            "epoch": np.arange(1, len(epochs) + 1),
-            "train": _numbers(epochs, f"train_{measure}"),
-            "validation": _numbers(epochs, f"validation_{measure}"),
-            "rate": _numbers(epochs, second),
-        }
-    )
-    losses = np.concatenate([source.data["train"], source.data["validation"]])
-    wide = 0 < 5 * np.nanmin(losses, initial=np.inf) < np.nanmax(losses, initial=1.0)
-    step = "layer" if sliced else "epoch"
-    label = "mean log p (nats)" if sliced else "loss"
-    loss = _figure(260, step, label, y_axis_type="log" if wide else "linear")
-    for name, color in (("train", COLORS["count"]), ("validation", COLORS["reconstruction"])):
-        line = loss.line("epoch", name, source=source, color=color, line_width=2, legend_label=name)
-        loss.scatter("epoch", name, source=source, color=color, size=4)
-    loss.add_tools(
-        HoverTool(
-            renderers=[line],
-            mode="vline",
-            tooltips=[("epoch", "@epoch"), ("train", "@train{0.0000}"), ("validation", "@validation{0.0000}")],
-        )
-    )
-    loss.legend.background_fill_alpha = 0.7
-    loss.legend.border_line_alpha = 0
-    loss.legend.label_text_font_size = "12px"
-    loss.yaxis[0].formatter = NumeralTickFormatter(format="0.[000]")
-    rate = _figure(260, step, "largest distance to a Gaussian" if sliced else "learning rate", x_range=loss.x_range)
-    rate.yaxis[0].formatter = PrintfTickFormatter(format="%.1e")
-    rate.line("epoch", "rate", source=source, color=COLORS["flux"], line_width=2)
-    return _grid([[loss, rate]])
-
-
-def _numbers(epochs: Sequence[Mapping[str, float]], key: str) -> Float64[np.ndarray, "n"]:
-    return np.array([float(epoch.get(key, np.nan)) for epoch in epochs])
-
-
-def score_figure(name: str, histogram: Histogram, threshold: float) -> Any:
-    """Draw the distribution of one score on logarithmic axes, with the threshold of the top list."""
-    filled = np.flatnonzero(histogram.counts)
-    plot = _figure(190, "", "spectra", x_axis_type="log", y_axis_type="log", title=name, tools="")
-    plot.toolbar_location = None
-    if not filled.size:
-        return plot
-    first, last = int(filled[0]), int(filled[-1]) + 1
-    # Whole bins are joined, so that a wide distribution does not become a comb.
-    width = max(1, (last - first) // 48)
-    starts = np.arange(first, last, width)
-    counts = np.add.reduceat(histogram.counts[: starts[-1] + width], starts)
-    edges = Histogram.edges()
-    left, right = edges[starts], edges[np.minimum(starts + width, Histogram.BINS)]
-    source = ColumnDataSource({"left": left, "right": right, "top": counts, "bottom": np.full(len(counts), 0.5)})
-    shown = plot.quad("left", "right", "top", "bottom", source=source, color=COLORS["count"], line_color="white")
-    tips = [("score", "@left{0.000a} – @right{0.000a}"), ("spectra", "@top{0,0}")]
-    plot.add_tools(HoverTool(renderers=[shown], tooltips=tips))
-    plot.x_range = Range1d(left[0] / 1.1, right[-1] * 1.1)
-    plot.y_range = Range1d(0.5, float(counts.max()) * 2)
-    if np.isfinite(threshold):
-        plot.add_layout(
-            Span(location=float(threshold), dimension="height", line_color=COLORS["threshold"], line_width=2)
-        )
-    plot.xaxis[0].ticker = _decimal_ticks(left[0], right[-1])
-    plot.xaxis[0].formatter = NumeralTickFormatter(format="0.[0000]a")
-    plot.yaxis[0].formatter = NumeralTickFormatter(format="0,0")
-    return plot
-
-
-def _decimal_ticks(low: float, high: float) -> list[float]:
-    """Choose 1-2-5 ticks, or powers of ten where these are too many."""
-    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    for mantissas in ((1, 2, 5), (1,)):
-        ticks = [float(f"{mantissa}e{power}") for power in powers for mantissa in mantissas]
-        inside = [tick for tick in ticks if low <= tick <= high]
-        if len(inside) <= 7:
-            break
-    return inside[:: -(-len(inside) // 7)] if inside else []
-
-
 def spectrum_figure(shown: Shown) -> Any:
     """Draw one spectrum: flux with its reconstruction, residual in units of σ, and the weights that explain it."""
     wave = shown.grid.wave
@@ -243,18 +163,68 @@ def spectrum_figure(shown: Shown) -> Any:
             "residual": residual,
         }
     )
-    frame = "Rest-frame" if shown.frame == "rest" else "Observed"
-    label = f"{frame} wavelength in vacuum (Å)"
     top = _flux_panel(shown, source, axis)
     middle = _residual_panel(shown, source, axis)
     panels = [top, middle]
     if shown.weights is not None and shown.edges is not None:
         panels.append(_weight_panel(shown.edges, shown.weights, axis))
-    for panel in panels[:-1]:
-        panel.xaxis.visible = False
+    return _column(panels, _wavelength(shown))
+
+
+def way_figure(shown: Shown) -> Any:
+    """Draw what the model decodes at start, middle and end of the way, and what grows and fades from start to end."""
+    wave = shown.grid.wave
+    axis = Range1d(float(wave[0]), float(wave[-1]))
+    if shown.way is None:
+        raise ValueError("a spectrum without a way")
+    start, middle, end = shown.way[0], shown.way[len(shown.way) // 2], shown.way[-1]
+    source = ColumnDataSource(
+        {
+            "wave": wave.astype(np.float32),
+            "start": start,
+            "middle": middle,
+            "end": end,
+            "change": end - start,
+            "upper": np.maximum(start, end),
+            "lower": np.minimum(start, end),
+            "grown": np.maximum(end - start, 0),
+            "faded": np.minimum(end - start, 0),
+        }
+    )
+    finite = shown.way[np.isfinite(shown.way)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    height = (high - low) or 1.0
+    marks = line_marks(axis.start, axis.end, shown.redshift)
+    roof = high + height * (_HEADROOM if marks else 0.05)
+    top = panel(240, "", "decoded flux", x_range=axis, y_range=Range1d(low - 0.05 * height, roof))
+    top.varea("wave", "start", "upper", source=source, fill_color=COLORS["grows"], fill_alpha=0.3)
+    top.varea("wave", "lower", "start", source=source, fill_color=COLORS["fades"], fill_alpha=0.3)
+    _mark_lines(top, marks, roof)
+    drawn = top.line("wave", "start", source=source, color=COLORS["reconstruction"], line_width=1.6)
+    top.line("wave", "middle", source=source, color=COLORS["flux"], line_width=1, line_dash="dashed")
+    top.line("wave", "end", source=source, color=COLORS["end"], line_width=1.6)
+    tips = [("wavelength", "@wave{0.0} Å"), *((name, f"@{name}{{0.000}}") for name in ("start", "middle", "end"))]
+    top.add_tools(HoverTool(renderers=[drawn], tooltips=tips, mode="vline", line_policy="nearest"))
+    bottom = panel(120, "", "end − start", x_range=axis)
+    bottom.varea("wave", 0, "grown", source=source, fill_color=COLORS["grows"], fill_alpha=0.45)
+    bottom.varea("wave", "faded", 0, source=source, fill_color=COLORS["fades"], fill_alpha=0.45)
+    drawn = bottom.line("wave", "change", source=source, color=_TEXT_COLOR, line_width=1)
+    tips = [("wavelength", "@wave{0.0} Å"), ("change", "@change{0.000}")]
+    bottom.add_tools(HoverTool(renderers=[drawn], tooltips=tips, mode="vline", line_policy="nearest"))
+    return _column([top, bottom], _wavelength(shown))
+
+
+def _wavelength(shown: Shown) -> str:
+    return f"{'Rest-frame' if shown.frame == 'rest' else 'Observed'} wavelength in vacuum (Å)"
+
+
+def _column(panels: list[Any], label: str) -> Any:
+    """Stack panels of one wavelength axis, labelled at the last."""
+    for each in panels[:-1]:
+        each.xaxis.visible = False
     panels[-1].xaxis.axis_label = label
     panels[-1].height += 45
-    return _grid([[panel] for panel in panels])
+    return stacked([[each] for each in panels])
 
 
 def _flux_panel(shown: Shown, source: ColumnDataSource, axis: Range1d) -> Any:
@@ -264,7 +234,7 @@ def _flux_panel(shown: Shown, source: ColumnDataSource, axis: Range1d) -> Any:
     height = (high - low) or 1.0
     marks = line_marks(axis.start, axis.end, shown.redshift)
     roof = high + height * (_HEADROOM if marks else 0.05)
-    plot = _figure(300, "", "flux", x_range=axis, y_range=Range1d(low - 0.05 * height, roof))
+    plot = panel(300, "", "flux", x_range=axis, y_range=Range1d(low - 0.05 * height, roof))
     if shown.weights is not None and shown.edges is not None:
         _shade(plot, shown.edges, shown.weights)
     _outline(plot, shown.windows)
@@ -283,7 +253,7 @@ def _flux_panel(shown: Shown, source: ColumnDataSource, axis: Range1d) -> Any:
 
 
 def _residual_panel(shown: Shown, source: ColumnDataSource, axis: Range1d) -> Any:
-    plot = _figure(130, "", "residual / σ", x_range=axis)
+    plot = panel(130, "", "residual / σ", x_range=axis)
     plot.add_layout(BoxAnnotation(bottom=-3, top=3, fill_color=COLORS["count"], fill_alpha=0.12, level="underlay"))
     _outline(plot, shown.windows)
     drawn = plot.line("wave", "residual", source=source, color=COLORS["flux"], line_width=1)
@@ -294,7 +264,7 @@ def _residual_panel(shown: Shown, source: ColumnDataSource, axis: Range1d) -> An
 
 
 def _weight_panel(edges: Float64[np.ndarray, "segments+1"], weights: Float32[np.ndarray, "segments"], axis: Any) -> Any:
-    plot = _figure(110, "", "weight", x_range=axis)
+    plot = panel(110, "", "weight", x_range=axis)
     source = ColumnDataSource(
         {
             "left": edges[:-1].astype(np.float32),
@@ -375,7 +345,7 @@ def _band(
     return np.concatenate(x), np.concatenate(y)
 
 
-def _figure(height: int, x_label: str, y_label: str, **options: Any) -> Any:
+def panel(height: int, x_label: str, y_label: str, **options: Any) -> Any:
     """Make an empty figure in the report's style."""
     options = {"tools": "xpan,box_zoom,reset,save", "active_drag": None, "toolbar_location": None} | options
     plot = figure(height=height, sizing_mode="stretch_width", min_width=220, output_backend="canvas", **options)
@@ -397,7 +367,7 @@ def _figure(height: int, x_label: str, y_label: str, **options: Any) -> Any:
     return plot
 
 
-def _grid(rows: list[list[Any]]) -> Any:
+def stacked(rows: list[list[Any]]) -> Any:
     """Join panels under one toolbar."""
     options = {"logo": None, "autohide": False}
     return gridplot(rows, sizing_mode="stretch_width", toolbar_location="above", toolbar_options=options)

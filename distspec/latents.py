@@ -108,7 +108,7 @@ def fit_density(
 
     def one_fit(labels: Tensor, held: Tensor, name: str) -> Flow:
         phase = PASSES[name != "catalogue"]
-        parts = replace(training, labels=labels), replace(validation, labels=held)
+        parts = _known(training, labels), _known(validation, held)
         rest = (*parts, len(names), state / phase, seed, group, on_epoch)
         flow: Flow
         if isinstance(settings, Sliced):
@@ -119,12 +119,20 @@ def fit_density(
 
     relabel = settings.relabel and bool(settings.labels)
     if isinstance(settings, Sliced) and not settings.labels:
-        first, held, count = find_components(training.values, validation.values, settings.components, seed, group)
+        first, held, count = find_components(
+            training.values, validation.values, training.rows, settings.components, seed, group
+        )
         training, validation = replace(training, labels=first), replace(validation, labels=held)
         names = tuple(f"component {number}" for number in range(1, count + 1)) if count > 1 else names
     known, judged = (Labelled(part.values, part.labels) for part in (training, validation))
     density, facts = fit_classes(one_fit, known, judged, names, relabel=relabel, group=group)
     return density, facts, histories
+
+
+def _known(part: Latents, labels: Tensor) -> Latents:
+    """Give the rows that have a class (not -1)."""
+    known = labels >= 0
+    return Latents(part.rows[known], part.values[known], labels[known])
 
 
 def _fit_sliced(
@@ -222,5 +230,5 @@ def _fit_spline(
 def _shape(tensors: dict[str, Tensor]) -> dict[str, int]:
     """Read the shape of a sliced flow off its tensors."""
     layers, classes, directions, knots = tensors["x"].shape
-    latents = len(tensors["mean"])
+    latents = tensors["mean"].shape[1]
     return {"latents": latents, "classes": classes, "layers": layers, "directions": directions, "knots": knots}

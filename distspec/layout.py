@@ -83,9 +83,7 @@ def tuning_folder(experiment: Experiment, least: Train, store: str) -> Path:
     """
     # More trials extend a study; how many run at a time, and what follows after the first fit, changes none of them.
     settings = experiment.tune.model_dump(mode="json", exclude={"trials", "concurrent"})
-    fixed = least.model_dump(
-        mode="json", exclude={"epochs", "patience", "second", "density", "workers", "cache_gb"}
-    )
+    fixed = least.model_dump(mode="json", exclude={"epochs", "patience", "second", "density", "workers", "cache_gb"})
     return Path(experiment.output) / "tuning" / digest(settings, fixed, experiment.seed, store)
 
 

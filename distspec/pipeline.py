@@ -18,7 +18,7 @@ from distspec.errors import ConfigError
 from distspec.layout import model_folder, score_layer, store_path
 from distspec.models.checkpoint import Checkpoint
 from distspec.runtime import connect, map_shards
-from distspec.stages.explain import explain, explanations_of
+from distspec.stages.explain import ascents_of, explain, explanations_of, follow
 from distspec.stages.export import Exported, export
 from distspec.stages.ingest import ingest
 from distspec.stages.report import report
@@ -43,6 +43,7 @@ class Products:
     checkpoint: Checkpoint | None = None
     scores: Layer | None = None
     explanations: dict[str, Layer] = field(default_factory=dict)
+    ascents: Layer | None = None
     report: Path | None = None
     exported: Exported | None = None
     tuned: Tuned | None = None
@@ -89,12 +90,14 @@ def _run(experiment: Experiment, wanted: tuple[str, ...]) -> Products:
         return Products(store, checkpoint, scores)
     if "explain" in wanted:
         explanations = explain(experiment, store, checkpoint, scores)
+        ascents = follow(experiment, store, checkpoint, scores)
     else:
         explanations = explanations_of(experiment, store, scores)
+        ascents = ascents_of(experiment, store, scores)
     if last == "explain":
-        return Products(store, checkpoint, scores, explanations)
-    page = report(experiment, store, checkpoint, scores, explanations)
-    return Products(store, checkpoint, scores, explanations, page)
+        return Products(store, checkpoint, scores, explanations, ascents)
+    page = report(experiment, store, checkpoint, scores, explanations, ascents)
+    return Products(store, checkpoint, scores, explanations, ascents, page)
 
 
 def check(experiment: Experiment, *, mend: bool = False) -> list[str]:

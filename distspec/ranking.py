@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64, Shaped
 from distspec.reduce import Histogram, TopK
 from distspec.store import Layer
 
-__all__ = ["distributions", "listed", "overlap", "ranks", "score_names", "top_list"]
+__all__ = ["distributions", "listed", "overlap", "ranks", "score_names", "spread", "top_list"]
 
 
 def score_names(scores: Layer) -> list[str]:
@@ -39,6 +39,22 @@ def distributions(scores: Layer) -> dict[str, Histogram]:
         for name, values in zip(names, scores.read_shard(shard, *names), strict=True):
             found[name] += Histogram.of(values)
     return found
+
+
+def spread(scores: Layer, name: str, bins: int) -> tuple[Int64[np.ndarray, "bins"], Float64[np.ndarray, "bins+1"]]:
+    """Count the values of one score in bins of equal width from the least to the largest; give their edges, too."""
+    low, high = math.inf, -math.inf
+    for shard in range(scores.shards):
+        (values,) = scores.read_shard(shard, name)
+        low, high = np.fmin.reduce(values, initial=low), np.fmax.reduce(values, initial=high)
+    if not low <= high:
+        return np.zeros(bins, np.int64), np.linspace(0.0, 1.0, bins + 1)
+    edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
+    counts = np.zeros(bins, np.int64)
+    for shard in range(scores.shards):
+        (values,) = scores.read_shard(shard, name)
+        counts += np.histogram(values[~np.isnan(values)].astype(np.float64), edges)[0]
+    return counts, edges
 
 
 def top_list(scores: Layer, name: str, size: int, histogram: Histogram) -> TopK:

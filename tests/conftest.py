@@ -157,3 +157,36 @@ def done(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[E
     """The small experiment and what all its stages made."""
     experiment = small(tmp_path_factory.mktemp("done") / "out")
     return experiment, run(experiment)
+
+
+@pytest.fixture(scope="session")
+def whole(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Products]:
+    """All there is in a model: two networks, a density by classes, relabelled; with its ways and its report.
+
+    One shard, so that the driver itself ingests and scores; only the ways take two workers.
+    """
+    experiment = small(
+        tmp_path_factory.mktemp("whole") / "out",
+        name="whole",
+        ingest={
+            "source": {"kind": "simulate", "spectra": 500, "anomalies": 0.05},
+            "shard_rows": 512,
+            "chunk_rows": 64,
+        },
+        train={
+            "model": {"hidden": [32], "latents": 4},
+            "epochs": 3,
+            "batch": 64,
+            "second": {"epochs": 2, "batch": 64},
+            "density": {"kind": "sliced", "layers": 4, "labels": ["class", "subclass"]},
+        },
+        explain={
+            "scores": ["density", "chi2"],
+            "samples": 100,
+            "segments": 20,
+            "fraction": 0.033,
+            "ascent": {"steps": 20, "length": 0.5, "points": 3},
+        },
+        report={"score": "density", "spectra": 2, "table": 10},
+    )
+    return experiment, run(experiment)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from distspec import cli
+from distspec.accuracy import as_text
 from distspec.config import Experiment, dump
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products
@@ -49,6 +50,25 @@ def test_a_run_ends_by_naming_what_it_made(
     assert "700 spectra" in said
     assert call(monkeypatch, "config", str(file)) == 0
     assert capsys.readouterr().out == dump(experiment)
+
+
+def test_train_prints_the_table_of_errors(
+    whole: tuple[Experiment, Products],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    experiment, made = whole
+    file = tmp_path / "whole.toml"
+    file.write_text(dump(experiment), "utf-8")
+    assert call(monkeypatch, "train", str(file)) == 0
+    said = capsys.readouterr().out
+    assert said.endswith(as_text(made.checkpoint.facts["accuracy"]) + "\n")
+    assert "distspec ui" in said
+    assert call(monkeypatch, "explain", str(file)) == 0
+    said = capsys.readouterr().out
+    assert f"layers/{made.ascents.name}" in said
+    assert "RMSE" not in said
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from distspec.detectors.reconstruction import SCORES, reconstruction_scores
 from distspec.errors import ConfigError
 from distspec.lines import near_lines
 from distspec.models.autoencoder import TwoStage
+from distspec.models.build import within_reach
 from distspec.models.checkpoint import Checkpoint
 from distspec.models.convolutional import ConvolutionalAutoencoder
 from distspec.models.redshifted import RedshiftedAutoencoder
@@ -74,11 +75,12 @@ class ModelScores:
     def _batch(self, spectra: Spectra) -> tuple[Tensor, Tensor, Tensor]:
         flux, ivar, redshift = self._bring(spectra)
         reconstruction, latents = self._model(flux, ivar, redshift)
-        scores = reconstruction_scores(flux, ivar, reconstruction, self._away(spectra), self._settings)
+        judged = within_reach(self._model, ivar, redshift)
+        scores = reconstruction_scores(flux, judged, reconstruction, self._away(spectra), self._settings)
         posterior = latents.new_zeros(len(latents), 0)
         if self._density is not None:
-            scores = torch.cat([scores, self._density.score(latents)[:, None]], dim=1)
-            posterior = self._density.posterior(latents)
+            density, posterior = self._density.score_and_posterior(latents)
+            scores = torch.cat([scores, density[:, None]], dim=1)
         return scores.cpu(), latents.float().cpu(), posterior.cpu()
 
     @torch.inference_mode()
@@ -91,9 +93,9 @@ class ModelScores:
             if name == DENSITY and self._density is not None:
                 scores.append(self._density.score(self._model.encode(flux, ivar, redshift)).cpu())  # type: ignore[operator]
             else:
-                found = reconstruction_scores(
-                    flux, ivar, self._model(flux, ivar, redshift)[0], self._away(part), self._settings
-                )
+                reconstruction = self._model(flux, ivar, redshift)[0]
+                judged = within_reach(self._model, ivar, redshift)
+                found = reconstruction_scores(flux, judged, reconstruction, self._away(part), self._settings)
                 scores.append(found[:, SCORES.index(name)].cpu())
         values: Float32[np.ndarray, "n"] = torch.cat(scores).numpy()
         return values
@@ -113,6 +115,7 @@ class ModelScores:
         flux, ivar, redshift = self._bring(spectra)
         factor, offset = _brightness(self._model, flux, ivar, redshift)
 
+        @torch.no_grad()
         def decode(latents: Tensor) -> Tensor:
             flux: Tensor = self._model.decode(latents.float(), redshift)  # type: ignore[operator]
             return flux * factor[:, None] + offset[:, None]

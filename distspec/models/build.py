@@ -1,6 +1,8 @@
 """Settings -> networks: the one place that knows which class each kind of model is."""
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from distspec.config import Architecture, Convolutional, Dense, Redshifted, Sliced, Spline, Variational
 from distspec.models.autoencoder import DenseAutoencoder, TwoStage
@@ -12,7 +14,7 @@ from distspec.models.spline_flow import SplineFlow
 from distspec.models.variational import VariationalAutoencoder
 from distspec.spectra import WaveGrid
 
-__all__ = ["build_autoencoder", "build_density"]
+__all__ = ["build_autoencoder", "build_density", "within_reach"]
 
 
 def build_autoencoder(settings: Architecture, grid: WaveGrid, *, two_stage: bool = False) -> nn.Module:
@@ -44,3 +46,13 @@ def build_density(settings: Sliced | Spline, shape: dict[str, int], names: tuple
     """
     flow = SlicedFlow(**shape) if isinstance(settings, Sliced) else SplineFlow(settings, **shape)
     return LatentDensity(flow, names)
+
+
+def within_reach(
+    model: nn.Module, ivar: Float[Tensor, "n pixels"], redshift: Float[Tensor, "n"] | None
+) -> Float[Tensor, "n pixels"]:
+    """Mask the pixels that a model says nothing of: those beyond the ends of a rest-frame model at the redshift."""
+    last = model.second if isinstance(model, TwoStage) else model
+    if isinstance(last, RedshiftedAutoencoder) and redshift is not None:
+        return torch.where(last.covers(redshift), ivar, 0.0)
+    return ivar

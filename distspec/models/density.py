@@ -124,14 +124,23 @@ class LatentDensity(nn.Module):
     @torch.no_grad()
     def score(self, latents: Float[Tensor, "n D"]) -> Float32[Tensor, "n"]:
         """Give the anomaly score -log Σ_c π_c p(z|c); higher = odder."""
-        most = torch.finfo(torch.float32).max
-        # A score beyond the range of the output stays the largest number there is.
-        return (-self.log_prob(latents)).clamp(-most, most).float()
+        return self._in_batches(latents, lambda z: _score(self._joint(z))[:, 0])
 
     @torch.no_grad()
     def posterior(self, latents: Float[Tensor, "n D"]) -> Float32[Tensor, "n C"]:
         """Give p(c|z) = π_c p(z|c) / Σ_c π_c p(z|c)."""
         return self._in_batches(latents, lambda z: torch.softmax(self._joint(z), dim=1).float())
+
+    @torch.no_grad()
+    def score_and_posterior(self, latents: Float[Tensor, "n D"]) -> tuple[Float32[Tensor, "n"], Float32[Tensor, "n C"]]:
+        """Give `score` and `posterior`, for the work of one."""
+
+        def both(z: Tensor) -> Tensor:
+            joint = self._joint(z)
+            return torch.cat([_score(joint), torch.softmax(joint, dim=1).float()], dim=1)
+
+        found = self._in_batches(latents, both)
+        return found[:, 0], found[:, 1:]
 
     @torch.no_grad()
     def likeliest(self, latents: Float[Tensor, "n D"]) -> Int64[Tensor, "n"]:
@@ -160,6 +169,12 @@ class LatentDensity(nn.Module):
         rows = max(1, _ROWS // len(self.names))
         parts = (latents[start : start + rows].to(self.log_prior.device) for start in range(0, len(latents), rows))
         return torch.cat([function(part).to(latents.device) for part in parts])
+
+
+def _score(joint: Float64[Tensor, "n C"]) -> Float32[Tensor, "n 1"]:
+    # A score beyond the range of the output stays the largest number there is.
+    most = torch.finfo(torch.float32).max
+    return -torch.logsumexp(joint, dim=1, keepdim=True).clamp(-most, most).float()
 
 
 def _log_prior(counts: Tensor, classes: int) -> Float64[Tensor, "C"]:

@@ -27,10 +27,10 @@ from distspec.models.marginals import (
     mix,
     pad,
 )
-from distspec.models.sliced_flow import SlicedFlow, apply_layer, chunks, log_normal, sorted_by_class
-from distspec.models.spline import Splines
+from distspec.models.sliced_flow import SlicedFlow, apply_layer, chunks, log_normal, of_classes, sorted_by_class
+from distspec.models.spline import Splines, lookup
 
-__all__ = ["Sample", "SlicedFlow", "fit_sliced"]
+__all__ = ["Sample", "SlicedFlow", "fit_sliced", "hash_keys"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sample:
 
     Attributes:
         latents: any float; the fit is in float64.
-        labels: class of each row.
+        labels: class of each row; rows of -1 are left out.
         keys: number of each spectrum in the survey, unique over all workers: draws go by it, so that they do not
             depend on how rows are spread.
         weights: none is 1 each.
@@ -55,10 +55,10 @@ class _Rows:
     """A worker's rows on their way through the layers, sorted by class."""
 
     def __init__(self, sample: Sample, classes: int) -> None:
-        if sample.weights is not None:
-            # Rows without weight must not stretch the histograms.
-            use = sample.weights > 0
-            sample = Sample(sample.latents[use], sample.labels[use], sample.keys[use], sample.weights[use])
+        # Rows without weight must not stretch the histograms.
+        use = sample.labels >= 0 if sample.weights is None else (sample.labels >= 0) & (sample.weights > 0)
+        weights = None if sample.weights is None else sample.weights[use]
+        sample = Sample(sample.latents[use], sample.labels[use], sample.keys[use], weights)
         order, self.bounds = sorted_by_class(sample.labels, classes)
         self.x = sample.latents[order].double().T.contiguous()
         self.labels, self.keys = sample.labels[order], sample.keys[order]
@@ -77,9 +77,10 @@ class _Rows:
 
     def apply(self, A: Tensor, splines: Splines) -> None:
         """Apply one more layer."""
+        table = lookup(splines)
         for part, tables in chunks(self.bounds, self.x.device):
-            own = Splines(*(table[tables] for table in splines))
-            x, more = apply_layer(self.x[None, :, part], A, own)
+            own = Splines(*(knots[tables] for knots in splines))
+            x, more = apply_layer(self.x[None, :, part], A, own, of_classes(table, tables))
             self.x[:, part] = x[0]
             self.volume[part] += more[0]
 
@@ -172,8 +173,11 @@ class _Fit:
         on_layer: Callable[[SlicedFlow, list[dict[str, float]]], None] | None,
     ) -> SlicedFlow:
         """Add layers."""
-        first = self._whitening()
-        flow = first if start is None else start.to(first.mean.device)
+        device = self.training.x.device
+        flow = self._whitening() if start is None else self._checked(start).to(device)
+        if len(history) != len(flow.directions):
+            raise ValueError(f"the history of {len(history)} layers is not that of a start of {len(flow.directions)}")
+        first = flow.with_layers([])
         layers = [(flow.directions[layer], flow.splines(layer)) for layer in range(len(flow.directions))]
         judge = _Judge(self.settings.patience)
         for rows in (self.training, self.validation):
@@ -195,6 +199,14 @@ class _Fit:
             if on_layer is not None:
                 on_layer(first.with_layers(layers), list(history))
         return first.with_layers(layers[: judge.best])
+
+    def _checked(self, start: SlicedFlow) -> SlicedFlow:
+        """Refuse a flow of other latents or classes."""
+        if (start.latents, start.classes) != (self.D, self.classes):
+            raise ValueError(
+                f"the start maps {start.latents} latents of {start.classes} classes, not {self.D} of {self.classes}"
+            )
+        return start
 
     def _measure(self) -> dict[str, float]:
         training = self.training.mean_log_prob(self.group)
@@ -261,7 +273,7 @@ class _Fit:
         """Draw at most n_A rows by a hash of their keys, and gather them in the order of the hash."""
         rows = self.training
         most = min(int(1e5 * math.log10(self.D)), MOST_ROWS) if self.D > 1 else MOST_ROWS
-        ticket = _hash(rows.keys, self.seed * 1_000_003 + number)
+        ticket = hash_keys(rows.keys, self.seed * 1_000_003 + number)
         chosen = ticket <= int(min(most / self.counts.rows, 1.0) * (2**62 - 1))
         keys, labels = self.group.gather(rows.keys[chosen]), self.group.gather(rows.labels[chosen])
         latents = self.group.gather(rows.x[:, chosen].T.contiguous())
@@ -377,7 +389,7 @@ class _Judge:
         return self.seen - self.best >= self.patience
 
 
-def _hash(keys: Int64[Tensor, "n"], salt: int) -> Int64[Tensor, "n"]:
+def hash_keys(keys: Int64[Tensor, "n"], salt: int) -> Int64[Tensor, "n"]:
     """Mix keys to numbers uniform in [0, 2^62) (splitmix64; integers wrap)."""
     mixed = keys * -7046029254386353131 + (salt * 6364136223846793005 + 1442695040888963407) % 2**62
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):

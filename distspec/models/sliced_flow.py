@@ -10,17 +10,23 @@ References:
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from distspec.models.spline import Splines, spline_forward, spline_inverse
+from distspec.models.spline import Lookup, Splines, lookup, spline_inverse, spline_slopes
 
 __all__ = ["SlicedFlow", "apply_layer", "chunks", "log_normal", "sorted_by_class"]
 
-CHUNK, CHUNK_DEVICE = 2_048, 262_144
-"""Rows mapped at once: on the CPU what they need stays in its cache, on other devices few launches matter more."""
+CHUNK, CHUNK_DEVICE = 4_096, 262_144
+"""Rows mapped at once, of all classes together: on the CPU what they need stays in its cache, on other devices few
+launches matter more."""
+
+
+FACTORS = 8
+"""Slopes of splines that are multiplied."""
 
 
 class SlicedFlow(nn.Module):
@@ -47,6 +53,7 @@ class SlicedFlow(nn.Module):
         self.x: Tensor
         self.y: Tensor
         self.slopes: Tensor
+        self._kept: tuple[tuple[Tensor, ...], list[int], list[Lookup]] | None = None
         one = torch.eye(latents, dtype=torch.float64)
         ladder = torch.linspace(-1, 1, knots, dtype=torch.float64).repeat(layers, classes, directions, 1)
         self.register_buffer("mean", torch.zeros(classes, latents, dtype=torch.float64))
@@ -89,10 +96,15 @@ class SlicedFlow(nn.Module):
     def log_prob_all(self, z: Float[Tensor, "n D"]) -> Float[Tensor, "n classes"]:
         """Give log p(z | class) for every class."""
         z = z.to(self.mean)
+        most = _chunk(z.device)
+        # As many classes at once as fill a chunk: the tables of each are read once for many rows.
+        together = max(most // max(len(z), 1), 1)
+        blocks = [slice(start, start + together) for start in range(0, self.classes, together)]
         parts = []
-        for rows in torch.split(z, max(_chunk(z.device) // self.classes, 1)):
-            x, volume = self.forward_columns(rows.T.expand(self.classes, -1, -1), slice(None))
-            parts.append((log_normal(x) + volume).T)
+        for rows in torch.split(z, most):
+            columns = rows.T[None]
+            found = [self.forward_columns(columns, block) for block in blocks]
+            parts.append(torch.cat([log_normal(x) + volume for x, volume in found]).T)
         return torch.cat(parts) if parts else z.new_zeros(0, self.classes)
 
     def sample(
@@ -134,16 +146,33 @@ class SlicedFlow(nn.Module):
         """Map columns of some classes to the Gaussian, all layers; give the log-determinants, too."""
         x = self.whiten[tables] @ (z - self.mean[tables, :, None])
         volume = self._linear_volume(tables).expand(x[:, 0].shape)
-        for layer in range(len(self.directions)):
-            x, more = apply_layer(x, self.directions[layer], self.splines(layer, tables))
+        for layer, table in enumerate(self._lookups()):
+            x, more = apply_layer(x, self.directions[layer], self.splines(layer, tables), of_classes(table, tables))
             volume = volume + more
         return x, volume
+
+    @torch.no_grad()
+    def _lookups(self) -> list[Lookup]:
+        """Give the table of every layer's splines; they are kept until the knots are others."""
+        knots = self.x, self.y, self.slopes
+        versions = [0 if table.is_inference() else table._version for table in knots]
+        kept = self._kept
+        if kept is None or kept[1] != versions or any(a is not b for a, b in zip(kept[0], knots, strict=True)):
+            kept = knots, versions, [lookup(self.splines(layer)) for layer in range(len(self.x))]
+            self._kept = kept
+        return kept[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is made anew more quickly than it is sent."""
+        return {**self.__dict__, "_kept": None}
 
     def _inverse(self, x: Float[Tensor, "c D n"], tables: slice) -> tuple[Tensor, Tensor]:
         volume = self._linear_volume(tables).expand(x[:, 0].shape)
         for layer in reversed(range(len(self.directions))):
-            x, more = apply_layer(x, self.directions[layer], self.splines(layer, tables), spline_inverse)
-            volume = volume + more
+            A = self.directions[layer]
+            projections = A.T @ x
+            mapped, slopes = spline_inverse(projections, self.splines(layer, tables))
+            x, volume = x + A @ (mapped - projections), volume + slopes.sum(dim=-2)
         return self.unwhiten[tables] @ x + self.mean[tables, :, None], volume
 
     def _linear_volume(self, tables: slice) -> Float[Tensor, "c 1"]:
@@ -168,12 +197,19 @@ def apply_layer(
     x: Float[Tensor, "c D n"],
     A: Float[Tensor, "D K"],
     splines: Splines,
-    spline: Callable[[Tensor, Splines], tuple[Tensor, Tensor]] = spline_forward,
+    table: Lookup | None = None,
 ) -> tuple[Float[Tensor, "c D n"], Float[Tensor, "c n"]]:
-    """Apply one layer; only K of the D dimensions change."""
+    """Apply one layer; only K of the D dimensions change. Give the log-determinant, too."""
     projections = A.T @ x
-    mapped, slopes = spline(projections, splines)
-    return x + A @ (mapped - projections), slopes.sum(dim=-2)
+    mapped, slopes = spline_slopes(projections, splines, table)
+    # Products first: a logarithm takes as long as ten of them. Few enough factors neither overflow nor vanish.
+    products = torch.stack([part.prod(dim=-2) for part in slopes.split(FACTORS, dim=-2)])
+    return x + A @ mapped.sub(projections), products.log().sum(dim=0)
+
+
+def of_classes(table: Lookup, classes: slice) -> Lookup:
+    """Give the part of a layer's table that is about some classes."""
+    return Lookup(*(part[classes] for part in table[:-1]), table.jumps)
 
 
 def log_normal(x: Float[Tensor, "*c D n"]) -> Float[Tensor, "*c n"]:

@@ -9,30 +9,30 @@ import io
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Int64
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from distspec import __version__
+from distspec.accuracy import ROWS
 from distspec.census import take_census
-from distspec.config import Experiment, Prepare, Simulate, Tracking, dump
-from distspec.detectors.model import ModelScores
+from distspec.config import Experiment, Simulate, Tracking, dump
+from distspec.curves import density_figure, score_figure, training_figure
+from distspec.detectors.model import DENSITY, ModelScores
 from distspec.errors import CheckpointError, ConfigError, StoreError
-from distspec.figures import COLORS, Shown, bokeh_script, embed, score_figure, spectrum_figure, training_figure
+from distspec.explained import Change, Explained, Ways, changes
+from distspec.figures import COLORS, Shown, bokeh_script, embed, spectrum_figure, way_figure
 from distspec.layout import report_path, table_path
 from distspec.models.checkpoint import Checkpoint
-from distspec.ranking import distributions, listed, overlap, ranks, score_names, top_list
+from distspec.ranking import distributions, listed, overlap, ranks, score_names, spread, top_list
 from distspec.reduce import Histogram
-from distspec.sample import Statistics
 from distspec.store import Layer, SpectraStore
-from distspec.truth import has_truth, pointing, recovery, segment_edges, truth_windows
+from distspec.summary import phases, summarize_density, summary
+from distspec.truth import has_truth, pointing, recovery, truth_windows
 
 __all__ = ["report"]
 
@@ -45,12 +45,20 @@ _RECOVERED: Final = 0.02
 _NAMED: Final = 100
 """Spectra set aside that are listed by name; all are counted."""
 
+_BARS: Final = 60
+"""Of the distribution of a density."""
+
 _COLUMNS: Final = ("id", "file", "ra", "dec", "z", "class", "subclass", "snr", "coverage")
 """Catalogue columns of the ranked table."""
 
 
 def report(
-    experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer, explanations: dict[str, Layer]
+    experiment: Experiment,
+    store: SpectraStore,
+    checkpoint: Checkpoint,
+    scores: Layer,
+    explanations: dict[str, Layer],
+    ascents: Layer | None = None,
 ) -> Path:
     """Write the report and the ranked table of an experiment; each appears whole or not at all.
 
@@ -60,6 +68,7 @@ def report(
         checkpoint: the model that made the scores.
         scores: layer of the score stage.
         explanations: layers of the explain stage, by the score that they explain.
+        ascents: its layer of the ways to higher probability, if the model has a density.
 
     Returns:
         Path of the page.
@@ -74,21 +83,25 @@ def report(
     _require_fit(chosen, store, checkpoint, scores)
     census = take_census(store, scores, _NAMED)
     histograms = distributions(scores)
-    explained = _Explained(store, explanations, chosen)
+    explained, ways = Explained(store, explanations, chosen), Ways(ascents)
     size = max(experiment.report.table, experiment.report.spectra, explained.longest)
     top = top_list(scores, chosen, min(size, census.scored), histograms[chosen])
-    rows = _ranked(store, scores, top.rows, explained)
+    rows = _ranked(store, scores, top.rows, explained, ways)
     cards = rows[: experiment.report.spectra]
-    shown = _shown(experiment, store, checkpoint, [row["row"] for row in cards], explained)
+    shown = _shown(experiment, store, checkpoint, [row["row"] for row in cards], explained, ways)
     distribution, figures = _distribution(scores, histograms, census.scored)
-    phases = {name: epochs for name, epochs in checkpoint.facts.get("phases", {}).items() if epochs}
-    figures |= {f"training-{name}": training_figure(epochs) for name, epochs in phases.items()}
-    figures |= {f"spectrum-{card['rank']}": spectrum_figure(item) for card, item in zip(cards, shown, strict=True)}
+    trained = phases(checkpoint)
+    figures |= {f"training-{phase.name}": training_figure(phase.epochs) for phase in trained}
+    for card, item in zip(cards, shown, strict=True):
+        figures[f"spectrum-{card['rank']}"] = spectrum_figure(item)
+        if item.way is not None:
+            card |= _against_noise(item, item.way)
+            figures[f"way-{card['rank']}"] = way_figure(item)
     script, places = embed(figures)
     page = _render(
         experiment=experiment,
         store=store,
-        summary=_summary(experiment, store, checkpoint, scores),
+        summary=summary(experiment, store, checkpoint, scores),
         census=census,
         simulated=isinstance(experiment.ingest.source, Simulate),
         distribution=distribution,
@@ -98,13 +111,16 @@ def report(
         ranked=len(rows),
         names=names,
         chosen=chosen,
-        phases=list(phases),
+        phases=trained,
         accuracy=checkpoint.facts.get("accuracy"),
+        accuracy_rows=ROWS,
+        density=summarize_density(checkpoint),
+        ways=ways,
         settings=dump(experiment.model_copy(update={"tracking": Tracking(model=experiment.tracking.model)})),
         places={name: Markup(place) for name, place in places.items()},
         scripts=Markup(bokeh_script() + script),
     )
-    _write(table_path(experiment), _as_csv(rows, names))
+    _write(table_path(experiment), _as_csv(rows, names, ways=ascents is not None, classes="posterior" in scores.fields))
     _write(report_path(experiment), page)
     return report_path(experiment)
 
@@ -119,64 +135,55 @@ def _require_fit(chosen: str, store: SpectraStore, checkpoint: Checkpoint, score
         raise CheckpointError(f"{scores.name} was not made by model {checkpoint.sha256[:12]}; score with this model")
 
 
-class _Explained:
-    """Finds the explanation of a row: that of the ranking score, else the first that holds the row."""
-
-    def __init__(self, store: SpectraStore, layers: Mapping[str, Layer], chosen: str) -> None:
-        ordered = sorted(layers, key=lambda name: name != chosen)
-        self._rows = {name: layers[name].read("row") for name in ordered}
-        self._weights = {name: layers[name].read("weights") for name in ordered}
-        self._r2 = {name: layers[name].read("r2") for name in ordered}
-        self._edges = {name: segment_edges(store.grid, layers[name]) for name in ordered}
-        self._places = {name: {int(row): i for i, row in enumerate(rows)} for name, rows in self._rows.items()}
-        self.longest = len(self._rows[chosen]) if chosen in self._rows else 0
-
-    def find(self, row: int) -> "_Explanation | None":
-        for name, places in self._places.items():
-            if row in places:
-                place = places[row]
-                return _Explanation(name, self._edges[name], self._weights[name][place], float(self._r2[name][place]))
-        return None
-
-
-@dataclass(frozen=True)
-class _Explanation:
-    """Weights of one row, and the score that they explain."""
-
-    score: str
-    edges: Float64[np.ndarray, "segments+1"]
-    weights: Float32[np.ndarray, "segments"]
-    r2: float
-
-    @property
-    def heaviest(self) -> tuple[float, float, float]:
-        """Wavelengths and weight of the segment of largest |weight|."""
-        segment = int(np.abs(self.weights).argmax())
-        return float(self.edges[segment]), float(self.edges[segment + 1]), float(self.weights[segment])
-
-
 def _ranked(
-    store: SpectraStore, scores: Layer, rows: Int64[np.ndarray, "m"], explained: _Explained
+    store: SpectraStore, scores: Layer, rows: Int64[np.ndarray, "m"], explained: Explained, ways: Ways
 ) -> list[dict[str, Any]]:
     """Describe the top rows, best first."""
     columns = {name: store.column(name, rows).tolist() for name in _COLUMNS}
     planted = store.column("anomaly", rows).tolist() if has_truth(store) else [None] * len(rows)
     values = {name: scores.take(name, rows) for name in score_names(scores)}
     standing = {name: ranks(scores, name, taken) for name, taken in values.items()}
+    likeliest = _likeliest(scores, rows)
     described = []
     for index, row in enumerate(rows.tolist()):
         entry: dict[str, Any] = {name: columns[name][index] for name in _COLUMNS}
         # As text from here on: neither a browser nor a spreadsheet keeps the digits of a large number.
         entry["id"] = str(entry["id"])
         entry |= {"rank": index + 1, "row": row, "planted": planted[index], "explanation": explained.find(row)}
+        way = ways.find(row)
+        redshift = None if store.frame == "rest" else entry["z"]
+        found = [] if way is None else changes(way.growth, store.grid, redshift)
+        entry |= {"likeliest": likeliest[index], "way": way, "changes": found}
         entry["scores"] = {name: float(taken[index]) for name, taken in values.items()}
         entry["ranks"] = {name: int(places[index]) for name, places in standing.items()}
         described.append(entry)
     return described
 
 
+def _likeliest(scores: Layer, rows: Int64[np.ndarray, "m"]) -> list[tuple[str, float] | None]:
+    """Give the most probable class of each row and its probability; None where the density knows one class only."""
+    if "posterior" not in scores.fields:
+        return [None] * len(rows)
+    posterior, names = scores.take("posterior", rows), scores.attributes["classes"]
+    best = posterior.argmax(axis=1).tolist()
+    return [(str(names[number]), float(posterior[index, number])) for index, number in enumerate(best)]
+
+
+def _against_noise(shown: Shown, way: Float32[np.ndarray, "points pixels"]) -> dict[str, Any]:
+    """Compare what changes along a way with the spectrum's own pixels: where it has data, and their noise."""
+    growth, good = way[-1] - way[0], shown.ivar > 0
+    found = changes(growth, shown.grid, shown.redshift, good)
+    sigmas = np.abs(growth[good]) * np.sqrt(shown.ivar[good])
+    return {"changes": found, "sigmas": float(sigmas.max(initial=0.0))}
+
+
 def _shown(
-    experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, rows: list[int], explained: _Explained
+    experiment: Experiment,
+    store: SpectraStore,
+    checkpoint: Checkpoint,
+    rows: list[int],
+    explained: Explained,
+    ways: Ways,
 ) -> list[Shown]:
     """Read and reconstruct the spectra that get a figure."""
     if not rows:
@@ -198,6 +205,7 @@ def _shown(
                 None if explanation is None else explanation.edges,
                 None if explanation is None else explanation.weights,
                 None if windows is None else windows[index],
+                ways.decoded(row),
             )
         )
     return found
@@ -210,7 +218,12 @@ def _distribution(
     size = listed(scored, _TOP)
     tops = {name: top_list(scores, name, size, histogram) for name, histogram in histograms.items()}
     limits = {name: float(top.scores[-1]) if size else float("nan") for name, top in tops.items()}
-    figures = {f"score-{name}": score_figure(name, histograms[name], limits[name]) for name in histograms}
+    figures = {
+        f"score-{name}": density_figure(name, *spread(scores, name, _BARS), limits[name])
+        if name == DENSITY
+        else score_figure(name, histograms[name], limits[name])
+        for name in histograms
+    }
     return {"fraction": _TOP, "size": size, "overlap": overlap(tops).tolist()}, figures
 
 
@@ -234,101 +247,11 @@ def _truth(
     }
 
 
-def _plainly(value: Any) -> str:
-    return "–".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _density(checkpoint: Checkpoint) -> str:
-    """Say what density the latents have."""
-    if checkpoint.density is None or checkpoint.density_settings is None:
-        return "none"
-    shape = checkpoint.density.flow.shape
-    classes = f"{shape['classes']} classes" if shape["classes"] > 1 else "one class"
-    layers = f", {shape['layers']} layers" if "layers" in shape else ""
-    return f"{checkpoint.density_settings.kind} flow{layers}, {classes}"
-
-
-def _summary(
-    experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer
-) -> dict[str, list[tuple[str, str]]]:
-    """Say in words what was run on what."""
-    stages = "two-stage " if checkpoint.two_stage else ""
-    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
-    losses = [epoch["validation_loss"] for epoch in checkpoint.facts.get("phases", {}).get("first", [])]
-    layout = ", ".join(f"{name} {_plainly(value)}" for name, value in checkpoint.settings if name != "kind")
-    model = [
-        ("Architecture", f"{stages}{checkpoint.settings.kind} autoencoder ({layout})"),
-        ("Latents", str(checkpoint.latents)),
-        ("Parameters", f"{parameters:,}"),
-        ("Epochs trained", str(len(losses)) if losses else "unknown"),
-        ("Best validation loss", f"{min(losses):.4f}" if losses else "unknown"),
-        ("Density", _density(checkpoint)),
-        ("Ranked by", experiment.report.score),
-    ]
-    made = [
-        ("Store", store.digest),
-        ("Recipe", store.recipe),
-        ("Model", checkpoint.sha256[:12]),
-        ("Scores", scores.name),
-        ("Seed", str(experiment.seed)),
-        ("distspec", __version__),
-        *((package, metadata.version(package)) for package in ("torch", "numpy", "ray")),
-        ("Written", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
-    ]
-    data = [
-        ("Source", _source(experiment)),
-        ("Spectra", f"{store.rows:,}"),
-        *_recipe(experiment.ingest.prepare, store.statistics),
-    ]
-    return {"Data and recipe": data, "Model": model, "Provenance": made}
-
-
-def _source(experiment: Experiment) -> str:
-    source = experiment.ingest.source
-    match source:
-        case Simulate():
-            share = f"{100 * source.anomalies:g} % with a planted anomaly"
-            return f"simulated survey, seed {experiment.seed}; median S/N {source.snr:g}; {share}"
-        case _:
-            catalog = getattr(source, "catalog", None)
-            return f"{source.kind}, {source.path}" + (f", catalogue {catalog}" if catalog else "")
-
-
-def _recipe(prepare: Prepare, statistics: Statistics | None) -> list[tuple[str, str]]:
-    """Say in words how the spectra were prepared."""
-    grid, cuts, scale, dust = prepare.grid, prepare.cuts, prepare.normalize, prepare.dust
-    limits = [f"coverage ≥ {100 * cuts.coverage_min:g} %"]
-    if cuts.z_min is not None or cuts.z_max is not None:
-        low, high = ("" if limit is None else f"{limit:g}" for limit in (cuts.z_min, cuts.z_max))
-        limits.append(f"z in [{low or '−∞'}, {high or '∞'}]")
-    limits += [f"S/N ≥ {cuts.snr_min:g}"] if cuts.snr_min else []
-    limits += [f"total S/N ≥ {cuts.total_snr_min:g}"] if cuts.total_snr_min else []
-    limits += [f"span ≥ {100 * cuts.span_min:g} %"] if cuts.span_min else []
-    limits += [f"classes {', '.join(cuts.classes)}"] if cuts.classes else []
-    limits += ["no redshift warning"] if cuts.zwarn else []
-    limits += ["each id once"] if cuts.duplicates else []
-    windows = ", ".join(f"{low:g}–{high:g} Å" for low, high in prepare.sky.windows)
-    factors = {"wave": "around {:g} Å", "width": "width {:g} Å", "redshift": "at z = {:g}"}
-    detail = [text.format(getattr(scale, key)) for key, text in factors.items() if hasattr(scale, key)]
-    dusty = "none" if dust.kind == "none" else f"{dust.law}, E(B−V) from {dust.kind} × {dust.scale:g}"
-    floor = "none" if prepare.max_pixel_snr is None else f"S/N ≤ {prepare.max_pixel_snr:g} per pixel"
-    return [
-        ("Frame", f"{prepare.frame} frame, vacuum"),
-        ("Grid", f"{grid.scale}, {grid.first:g}–{grid.last:g} Å, {grid.pixels:,} pixels"),
-        ("Normalization", ", ".join([scale.kind, *detail])),
-        ("Sky", f"{prepare.sky.mode} {windows}" if prepare.sky.mode != "none" else "none"),
-        ("Dust", dusty),
-        ("Rebinning", prepare.rebin),
-        ("Noise floor", floor),
-        ("Sample", "nothing frozen" if statistics is None else repr(statistics)[len("Statistics(") : -1]),
-        ("Cuts", "; ".join(limits)),
-    ]
-
-
 def _render(**content: Any) -> str:
     text = (resources.files("distspec.stages") / "report.html.jinja").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": _number, "count": "{:,}".format, "percent": _percent, "redshift": _redshift}
+    environment.filters |= {"probability": _probability}
     return environment.from_string(text).render(colors=COLORS, **content)
 
 
@@ -351,12 +274,19 @@ def _percent(share: float) -> str:
     return f"{100 * share:{digits}}\u00a0%"
 
 
-def _as_csv(rows: list[dict[str, Any]], names: list[str]) -> str:
+def _probability(value: float) -> str:
+    """Write a probability as a percentage that is never surer than it is."""
+    return ">\u00a099\u00a0%" if value >= 0.995 else _percent(value)
+
+
+def _as_csv(rows: list[dict[str, Any]], names: list[str], *, ways: bool, classes: bool) -> str:
     """Write the ranked table; text is quoted and numbers are not, so a reader can tell an id from a number."""
     stream = io.StringIO()
     writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     last = ["explained_score", "heaviest_from", "heaviest_to", "heaviest_weight", "r2", "planted"]
-    writer.writerow(["rank", "row", *_COLUMNS, *names, *last])
+    more = ["likeliest_class", "class_probability"] if classes else []
+    more += ["steps", "log_p_start", "log_p_end", "grows", "fades"] if ways else []
+    writer.writerow(["rank", "row", *_COLUMNS, *names, *more, *last])
     for row in rows:
         explanation = row["explanation"]
         told: list[Any] = [""] * 5
@@ -365,8 +295,20 @@ def _as_csv(rows: list[dict[str, Any]], names: list[str]) -> str:
             told = [explanation.score, round(low, 2), round(high, 2), _short(weight), _short(explanation.r2)]
         described = [_short(row[name]) for name in _COLUMNS]
         values = [_short(row["scores"][name]) for name in names]
-        writer.writerow([row["rank"], row["row"], *described, *values, *told, row["planted"] or ""])
+        best = [row["likeliest"][0], _short(row["likeliest"][1])] if classes else []
+        along = _way_cells(row) if ways else []
+        writer.writerow([row["rank"], row["row"], *described, *values, *best, *along, *told, row["planted"] or ""])
     return stream.getvalue()
+
+
+def _way_cells(row: dict[str, Any]) -> list[Any]:
+    """Tell of a row's way in five cells, empty where it was not followed."""
+    if row["way"] is None:
+        return [""] * 5
+    start, end = row["way"].log_prob
+    found: list[Change] = row["changes"]
+    grows, fades = ("; ".join(one.label for one in found if (one.amount > 0) == rising) for rising in (True, False))
+    return [row["way"].steps, _short(start), _short(end), grows, fades]
 
 
 def _short(value: Any) -> Any:

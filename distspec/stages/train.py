@@ -62,6 +62,7 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
             "ingest.prepare.cuts or give more spectra"
         )
     _require_columns(settings, store)
+    _require_redshifts(settings, store)
     with torch.device("meta"):
         build_autoencoder(settings.model, store.grid)  # what does not fit the grid is refused before Ray starts
     lineage = {"store": store.digest, "recipe": store.recipe}
@@ -96,6 +97,19 @@ def _require_columns(settings: Train, store: SpectraStore) -> None:
         if name not in store.column_names:
             known = ", ".join(sorted(store.column_names))
             raise ConfigError(f"train.density.labels names {name!r}; the store has the columns {known}")
+
+
+def _require_redshifts(settings: Train, store: SpectraStore) -> None:
+    if settings.model.kind != "redshifted":
+        return
+    if store.frame != "observed":
+        raise ConfigError("a redshifted train.model moves spectra itself; ingest with prepare.frame = 'observed'")
+    unknown = int((~np.isfinite(store.column("z")[store.column("status") == 0])).sum())
+    if unknown:
+        raise ConfigError(
+            f"{unknown} usable spectra have no redshift, which a redshifted train.model needs; set them aside by "
+            "ingest.prepare.cuts.z_min and z_max"
+        )
 
 
 @dataclass(frozen=True)

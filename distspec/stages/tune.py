@@ -59,6 +59,7 @@ class Tuned:
         loss: smallest validation loss of that trial.
         trials: how many have ended.
         failed: how many of these came to no finite loss.
+        table: of all of them, CSV.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Tuned:
     loss: float
     trials: int
     failed: int
+    table: Path
 
 
 def tune(experiment: Experiment, store: SpectraStore) -> Tuned:
@@ -103,7 +105,7 @@ def tune(experiment: Experiment, store: SpectraStore) -> Tuned:
         _replace(table, study.table())  # written last: it says that the study is done
     path, best, ended = tuned_path(experiment), study.best(), study.ended()
     _replace(path, _settings(experiment, space, study))
-    return Tuned(path, best.number, best.loss, len(ended), sum(trial.failed for trial in ended))
+    return Tuned(path, best.number, best.loss, len(ended), sum(trial.failed for trial in ended), table)
 
 
 def _settings(experiment: Experiment, space: Space, study: Study) -> str:
@@ -112,7 +114,7 @@ def _settings(experiment: Experiment, space: Space, study: Study) -> str:
     found = space(optuna.trial.FixedTrial(best.params))
     kept = {"epochs": experiment.train.epochs, "patience": experiment.train.patience}
     tuned = experiment.model_copy(update={"train": found.model_copy(update=kept)})
-    said = f"trial {best.number} of {len(study.ended())}, validation loss {best.loss:.6g}"
+    said = f"trial {best.number}, best of {len(study.ended())}, with validation loss {best.loss:.6g}"
     return f"# distspec tune: {said} after {len(best.losses)} epochs on {space.spectra} spectra\n{dump(tuned)}"
 
 
@@ -172,6 +174,10 @@ def _search(search: Search, folder: Path) -> None:
             try:
                 with _quiet():
                     _tuner(search, left, scratch, follower).fit()
+            except ray.tune.TuneError as error:
+                # Ray makes one of its own of whatever a callback raises.
+                last = str(error).strip().splitlines()[-1]
+                raise follower.fatal or ShardError(f"the search failed: {last}") from error
             finally:
                 follower.leave()
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -249,6 +255,7 @@ class _Follower(ray.tune.Callback):  # type: ignore[misc]
         self._ended = ended
         self._runs: dict[str, tuple[Run, int]] = {}
         self.reasons: list[str] = []
+        self.fatal: ShardError | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Ray keeps a copy of its settings on disk; open connections are no part of it.
@@ -268,7 +275,8 @@ class _Follower(ray.tune.Callback):  # type: ignore[misc]
         if "failure" in result:
             self.reasons.append(result["failure"])
             if result["fatal"]:
-                raise ShardError(f"trial {trial.config['trial']}: {result['failure']}")
+                self.fatal = ShardError(f"trial {trial.config['trial']}: {result['failure']}")
+                raise self.fatal
             return
         step = result["training_iteration"] - 1
         if step > last:
@@ -282,10 +290,11 @@ class _Follower(ray.tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Try a trial again whose worker died: errors of its own come as results."""
-        reason = "its worker died"
+        again = self._search.study.begin_again(trial.config["trial"])
+        reason = "" if again else "its worker died, again and again"
         if trial.trial_id in self._runs:
             self._runs.pop(trial.trial_id)[0].end("FAILED", reason)
-        if not self._search.study.begin_again(trial.config["trial"]):
+        if not again:
             self.reasons.append(reason)
             self._forget(trial)
 

@@ -1,4 +1,4 @@
-"""The probabilistic autoencoder on a simulated survey: how well it fits, cleans, inpaints, and how steady its ranks are.
+"""The probabilistic autoencoder on a simulated survey: how well it fits and inpaints, and how steady its ranks are.
 
 Run by hand: `python tests/bench/pae_survey.py --keep /tmp/pae`; README.md here says what is measured.
 """

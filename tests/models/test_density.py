@@ -142,6 +142,16 @@ def test_latents_that_are_not_finite_spoil_their_own_row_alone(bad: float) -> No
     torch.testing.assert_close(found.score(z)[good], found.score(z[good]))
 
 
+@pytest.mark.parametrize("count", [0, 1, 50])
+def test_score_and_posterior_at_once(count: int) -> None:
+    density, z = three((70, 0, 10)), points(count)
+    z[: count // 10] = torch.nan
+    score, posterior = density.score_and_posterior(z)
+    for found, expected in ((score, density.score(z)), (posterior, density.posterior(z))):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, equal_nan=True, atol=0, rtol=0)
+
+
 def test_many_rows_pass_in_parts_that_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     z = points(100)
     whole = three()

@@ -201,6 +201,43 @@ def test_a_class_without_rows_takes_the_pooled_map() -> None:
     assert float((every[:, 3] - every[:, 1]).abs().mean()) < 0.1
 
 
+def test_each_class_is_whitened_by_itself() -> None:
+    labels = torch.arange(900) % 3
+    data = bent(900) @ normal(3, 3, seed=7) * (1 + labels[:, None]) + 5 * labels[:, None]
+    flow = fit_sliced(
+        Sliced(layers=1, patience=1, regularization=(1.0, 1.0)), sample(data, labels), sample(data, labels), 3, 0
+    )
+    white, _ = flow.with_layers([]).to_normal(data, labels)
+    for label in range(3):
+        part = white[labels == label]
+        torch.testing.assert_close(part.mean(dim=0), torch.zeros(3, dtype=F64), atol=1e-9, rtol=0)
+        torch.testing.assert_close(torch.cov(part.T), torch.eye(3, dtype=F64), atol=1e-9, rtol=0)
+
+
+def test_whitening_of_a_small_class_leans_on_the_pooled_data() -> None:
+    data, labels = bent(400), (torch.arange(400) < 10).long()
+    data[:10] = 0.1 * data[:10] + 3
+    judged = sample(data, labels)
+    flow = fit_sliced(Sliced(layers=1, shrink_below=40), judged, judged, 2, 0)
+    # Ten of forty: a quarter is its own. Moments of the mixture, written out.
+    own, share = data[:10], 0.75
+    mean = (1 - share) * own.mean(dim=0) + share * data.mean(dim=0)
+    second = (1 - share) * (torch.cov(own.T) + own.mean(dim=0).outer(own.mean(dim=0)))
+    second += share * (torch.cov(data.T) + data.mean(dim=0).outer(data.mean(dim=0)))
+    torch.testing.assert_close(flow.mean[1], mean, atol=1e-9, rtol=0)
+    covariance = torch.linalg.inv(flow.whiten[1] @ flow.whiten[1])
+    torch.testing.assert_close(covariance, second - mean.outer(mean), atol=1e-8, rtol=0)
+
+
+def test_rows_without_a_class_are_left_out() -> None:
+    data, labels = bent(300), torch.arange(300) % 4 - 1
+    known = labels >= 0
+    kept = Sample(data[known], labels[known], torch.arange(300)[known])
+    settings = Sliced(layers=2)
+    whole = fit_sliced(settings, sample(data, labels), sample(data, labels), 3, 0)
+    torch.testing.assert_close(whole.state_dict(), fit_sliced(settings, kept, kept, 3, 0).state_dict())
+
+
 def test_small_classes_without_shrinkage() -> None:
     data, labels = bent(300), torch.zeros(300, dtype=torch.long)
     labels[:2], labels[2] = 1, 2
@@ -243,6 +280,28 @@ def test_resumed_fit_is_the_same() -> None:
     resumed = fit_sliced(settings, data, data, 1, 3, start=start, history=history)
     for name, table in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], table), name
+
+
+def test_start_and_history_must_agree(flow: SlicedFlow) -> None:
+    data = sample(bent(60), torch.arange(60) % 3)
+    layer = {"validation_log_prob": 0.0}
+    with pytest.raises(ValueError, match="history of 1 layers"):
+        fit_sliced(Sliced(), data, data, 3, 0, start=flow, history=[layer])
+    with pytest.raises(ValueError, match="start of 0"):
+        fit_sliced(Sliced(), data, data, 3, 0, history=[layer])
+    with pytest.raises(ValueError, match="3 latents of 3 classes, not 3 of 4"):
+        fit_sliced(Sliced(), data, data, 4, 0, start=flow, history=[layer] * 4)
+
+
+def test_tables_follow_the_knots(flow: SlicedFlow) -> None:
+    copy, z = SlicedFlow(**flow.shape), bent(40)
+    before = copy.log_prob_all(z)
+    copy.load_state_dict(flow.state_dict())
+    torch.testing.assert_close(copy.log_prob_all(z), flow.log_prob_all(z))
+    assert not torch.equal(before, copy.log_prob_all(z))
+    with torch.no_grad():
+        copy.y *= 1.5
+    assert not torch.allclose(copy.log_prob_all(z), flow.log_prob_all(z))
 
 
 def test_stops_by_patience_and_keeps_the_best() -> None:

@@ -1,8 +1,10 @@
 """Rational-quadratic splines against worked values, their own inverse and autograd."""
 
+import pytest
 import torch
 
-from distspec.models.spline import Splines, spline_forward, spline_inverse
+from distspec.models.marginals import pad
+from distspec.models.spline import Splines, lookup, spline_forward, spline_inverse, spline_slopes
 
 F64 = torch.float64
 
@@ -45,3 +47,22 @@ def test_slope_is_the_derivative() -> None:
     y, slope = spline_forward(x, splines)
     (derivative,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(slope.exp(), derivative)
+
+
+@pytest.mark.parametrize("shape", ["even", "crowded", "outlier", "filled"])
+def test_the_table_changes_no_bin(shape: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    gaps = torch.rand(2, 3, 59, generator=random, dtype=torch.float64) + 0.01
+    if shape == "crowded":
+        gaps[..., 20:50] = 1e-5
+    if shape == "outlier":
+        gaps[..., -1] = 1e8
+    x, y = (torch.cat([torch.zeros_like(part[..., :1]), part.cumsum(dim=-1)], dim=-1) for part in (gaps, gaps.flip(0)))
+    splines = Splines(x - 7, y, torch.rand(2, 3, 60, generator=random, dtype=torch.float64) + 0.5)
+    if shape == "filled":
+        splines = pad(splines, 90)
+    knots = splines.x
+    values = torch.cat([knots, knots + 1e-9, 40 * torch.rand(2, 3, 500, generator=random) - 20, knots * 1e9], dim=-1)
+    found = spline_slopes(values, splines, lookup(splines))
+    for part, expected in zip(found, spline_slopes(values, splines), strict=True):
+        torch.testing.assert_close(part, expected, rtol=1e-9, atol=1e-9)

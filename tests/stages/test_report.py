@@ -15,10 +15,12 @@ import torch
 from distspec.config import Dense, Experiment, load
 from distspec.detectors.reconstruction import SCORES
 from distspec.errors import CheckpointError, ConfigError, LayoutError, ShardError, StoreError
+from distspec.explained import Ways, changes
 from distspec.explainers.lime import uniform_segments
 from distspec.layout import explain_layer, model_folder, recipe_digest, report_path, score_layer, store_path, table_path
 from distspec.models.autoencoder import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
+from distspec.pipeline import Products
 from distspec.spectra import Spectra, Status, WaveGrid
 from distspec.stages.explain import LimeWorker
 from distspec.stages.report import report
@@ -382,3 +384,90 @@ def test_an_explanation_of_another_grid_is_refused(made: Made) -> None:
     layer.attributes["segment_of"] = [0, 1, 2]
     with pytest.raises(LayoutError, match="3 pixels; the store keeps 300"):
         report(experiment, store, checkpoint, scores, {"mse": layer})
+
+
+# --- a model with all there is ---------------------------------------------------------------------------------------
+
+
+def _seen(page: str) -> str:
+    seen = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", seen)).split())
+
+
+@pytest.fixture(scope="module")
+def told(whole: tuple[Experiment, Products]) -> str:
+    return _seen(whole[1].report.read_text("utf-8"))
+
+
+def test_a_card_tells_its_way_to_higher_probability(whole: tuple[Experiment, Products], told: str) -> None:
+    experiment, made = whole
+    page = made.report.read_text("utf-8")
+    ways = Ways(made.ascents)
+    scores = made.scores.read("density")
+    best = np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")[: experiment.report.spectra]
+    for row in best.tolist():
+        way = ways.find(row)
+        assert way.steps > 0
+        start, end = (f"{value:.4g}".replace("-", "−") for value in way.log_prob)
+        assert f"log p rises from {start} to {end} nats in {way.steps} step" in told
+        for name, _ in way.classes:
+            assert name in told
+        strongest = changes(way.growth, made.store.grid)[0]
+        assert strongest.label in told
+    assert told.count("On the way to higher probability") == len(best)
+    assert page.count("data-root-id") == 4 + 10 + 2 * len(best)
+    assert ("where it was cut off" in told) == any(ways.find(row).unfinished for row in best.tolist())
+
+
+def test_phases_have_plain_names_in_their_order(told: str) -> None:
+    places = [
+        told.index(f" {name} ", told.index(" Training First"))
+        for name in ("First network", "Second network", "Density of the latents", "Density after relabelling")
+    ]
+    assert places == sorted(places)
+
+
+def test_the_errors_are_tabulated_as_the_checkpoint_has_them(whole: tuple[Experiment, Products], told: str) -> None:
+    facts = whole[1].checkpoint.facts["accuracy"]
+    assert "MSE RMSE Mean difference" in told
+    at = told.index("MSE RMSE Mean difference")
+    for name in ("mean", "std", "min", "25 %", "50 %", "75 %", "max"):
+        cells = [f"{facts['statistics'][name][key]:.3g}".replace("-", "−") for key in ("mse", "rmse", "difference")]
+        at = told.index(f"{name} {' '.join(cells)}", at)
+    assert f"is {facts['r2']:.4g}".replace("-", "−") in told
+    for part in facts["snr_bins"]:
+        assert f"{part['from']:.3g} to {part['to']:.3g} {part['spectra']} {part['rmse']:.3g}" in told
+
+
+def test_the_density_section_counts_classes_before_and_after(whole: tuple[Experiment, Products], told: str) -> None:
+    facts = whole[1].checkpoint.facts["density"]
+    assert "In the catalogue After relabelling Left it" in told
+    for name, counts in facts["classes"].items():
+        assert f"{name} {counts['catalogue']:,} {counts['fitted']:,} " in told
+    share = facts["relabelled"]
+    assert f"Relabelled {100 * share:{'.0f' if share >= 0.1 or share == 0 else '.2g'}} % of the training" in told
+    assert f"4 layers of {whole[1].checkpoint.density.flow.shape['directions']} directions" in told
+
+
+def test_the_table_has_the_most_probable_class(whole: tuple[Experiment, Products], told: str) -> None:
+    experiment, made = whole
+    with open(table_path(experiment), encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    posterior = made.scores.take("posterior", np.array([int(row["row"]) for row in rows]))
+    names = made.checkpoint.density.names
+    assert [row["likeliest_class"] for row in rows] == [names[number] for number in posterior.argmax(axis=1)]
+    np.testing.assert_allclose([float(row["class_probability"]) for row in rows], posterior.max(axis=1), rtol=1e-5)
+    assert "Likeliest class" in told
+    followed = set(made.ascents.read("row").tolist())
+    for row in rows:
+        assert (row["steps"] != "") == (int(row["row"]) in followed)
+    assert any(row["grows"] or row["fades"] for row in rows)
+
+
+def test_without_a_density_there_is_neither_way_nor_section(text: str, page: str, table: list[dict[str, str]]) -> None:
+    assert 'id="density"' not in page
+    for words in ("higher probability", "half way", "Likeliest", "Relabelled", "How well it reconstructs"):
+        assert words not in text
+    assert not {"likeliest_class", "steps", "grows"} & set(table[0])
+    assert "Autoencoder" in text
+    assert "First network" not in text

@@ -1,7 +1,9 @@
-import json
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -88,18 +90,47 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_registers_nothing(
     assert not list((tmp_path / "out").glob("models/*"))
 
 
-def test_two_workers_train_a_model_as_good(done: tuple[Experiment, Products], tmp_path: Path) -> None:
+TWO = {"workers": 2, "epochs": 4, "batch": 64, "model": {"hidden": [32], "latents": 4}}
+
+
+def kill_a_worker(state: Path) -> list[int]:
+    """Kill one of the training workers as soon as an epoch is kept; give its process number."""
+    for _ in range(2400):
+        if (state / "first/epoch-00000/state.json").is_file():
+            break
+        time.sleep(0.05)
+    session = {raylet.pid for raylet in psutil.Process().children() if "raylet" in " ".join(cmdline(raylet))}
+    for process in psutil.process_iter():
+        if "RayTrainWorker" in " ".join(cmdline(process)) and process.ppid() in session:
+            process.kill()
+            return [process.pid]
+    return []
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+def test_two_workers_train_a_model_as_good_and_one_that_is_killed_changes_nothing(
+    done: tuple[Experiment, Products], tmp_path: Path
+) -> None:
     _, made = done
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    experiment = small(
-        tmp_path / "out", train={"workers": 2, "epochs": 4, "batch": 64, "model": {"hidden": [32], "latents": 4}}
-    )
-    checkpoint = train(experiment, made.store)
-    losses = [
-        min(epoch["validation_loss"] for epoch in c.facts["phases"]["first"]) for c in (checkpoint, made.checkpoint)
-    ]
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    checkpoint = train(small(tmp_path / "whole", train=TWO), made.store)
+    curves = [one.facts["phases"]["first"] for one in (checkpoint, made.checkpoint)]
+    losses = [min(epoch["validation_loss"] for epoch in curve) for curve in curves]
     assert losses[0] == pytest.approx(losses[1], rel=0.15)
-    assert json.loads((Path(checkpoint.folder) / "model.json").read_text())["facts"]["phases"]["first"]
+    experiment = small(tmp_path / "killed", train=TWO)
+    state = tmp_path / "killed/training" / model_folder(experiment, made.store.digest).name
+    with ThreadPoolExecutor(1) as watcher:
+        killed = watcher.submit(kill_a_worker, state)
+        again = train(experiment, made.store)
+    assert killed.result()
+    assert again.sha256 == checkpoint.sha256
+    assert again.facts["phases"] == checkpoint.facts["phases"]
 
 
 def test_a_stage_that_runs_again_goes_on_in_its_old_run(tmp_path: Path) -> None:
