@@ -163,7 +163,7 @@ def _caption(name: str, checkpoint: Checkpoint) -> str:
             return "The loss after each epoch. " + loss.get(checkpoint.settings.kind, plain)
         case "second":
             return (
-                "Begins with the first network's weights and learns what that makes of the spectra, denoised and without "
+                "Begins with the first network's weights and learns what that makes of the spectra: denoised, without "
                 "gaps. The loss after each epoch is the squared residual per pixel, in the unit of the store."
             )
         case "density":

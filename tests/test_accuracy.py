@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from distspec.accuracy import as_text
+from distspec.accuracy import ROWS, as_text
 from distspec.config import Experiment
 from distspec.feed import Feed
 from distspec.pipeline import Products
@@ -43,6 +43,6 @@ def test_as_text_it_has_a_line_for_each_statistic_and_third(whole: tuple[Experim
     lines = as_text(table).splitlines()
     assert lines[0].startswith(f"errors of {table['spectra']} validation spectra")
     assert f"R² {table['r2']:.4f}" in lines[0]
-    assert [line.split("  ")[0] for line in lines[2:9]] == list(table["statistics"])
+    assert [line.split("  ")[0] for line in lines[2:9]] == list(ROWS)
     assert sum(line.startswith("S/N") for line in lines) == 3
     assert as_text({"spectra": 0}) == "no spectrum was kept for validation"

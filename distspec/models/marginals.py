@@ -34,7 +34,10 @@ BLOCK = 2**21
 
 @dataclass(frozen=True)
 class Rules:
-    """How fine and how bold a map may be, by the effective number of objects (SINF, defaults of `GIS()`)."""
+    """How fine and how bold a map may be, by the effective number of objects (SINF, rules of `GIS()`).
+
+    The default settings give a regularization; the rule holds where they unset it.
+    """
 
     knots: int
     edge: int

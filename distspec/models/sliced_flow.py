@@ -203,13 +203,13 @@ def apply_layer(
     projections = A.T @ x
     mapped, slopes = spline_slopes(projections, splines, table)
     # Products first: a logarithm takes as long as ten of them. Few enough factors neither overflow nor vanish.
-    products = torch.stack([part.prod(dim=-2) for part in slopes.split(FACTORS, dim=-2)])
+    products = torch.stack([part.prod(dim=-2) for part in torch.split(slopes, FACTORS, dim=-2)])
     return x + A @ mapped.sub(projections), products.log().sum(dim=0)
 
 
 def of_classes(table: Lookup, classes: slice) -> Lookup:
     """Give the part of a layer's table that is about some classes."""
-    return Lookup(*(part[classes] for part in table[:-1]), table.jumps)
+    return Lookup(table.middle[classes], table.scale[classes], table.start[classes], table.last[classes], table.jumps)
 
 
 def log_normal(x: Float[Tensor, "*c D n"]) -> Float[Tensor, "*c n"]:

@@ -207,7 +207,7 @@ def _rows_to_follow(scores: Layer, settings: Explain, ascent: Ascent) -> Int64[n
     """Join the top lists, that of the density first; a row that is in several is followed once."""
     names = dict.fromkeys((DENSITY, *settings.scores))
     rows = np.concatenate([_top_rows(scores, name, settings)[: ascent.limit] for name in names])
-    return rows[np.sort(np.unique(rows, return_index=True)[1])]
+    return np.asarray(rows[np.sort(np.unique(rows, return_index=True)[1])])
 
 
 def ordinary_covariance(scores: Layer) -> Float64[np.ndarray, "D D"]:

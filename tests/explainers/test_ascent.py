@@ -134,6 +134,26 @@ def test_latents_are_left_as_they_were() -> None:
     assert torch.equal(path.latents[:, 0], before)
 
 
+def test_evenly_it_gives_points_of_equal_distance_on_the_way() -> None:
+    path = ascend(two_bumps, outliers(), steps=40, length=0.3)
+    points = path.evenly(7)
+    assert torch.equal(points[:, 0], path.latents[:, 0])
+    assert torch.equal(points[:, -1], path.latents[:, -1])
+    for row in range(3):
+        for index in range(1, 6):
+            wanted = path.arc[row, -1] * index / 6
+            step = int((path.arc[row] < wanted).sum())
+            share = (wanted - path.arc[row, step - 1]) / (path.arc[row, step] - path.arc[row, step - 1])
+            expected = torch.lerp(path.latents[row, step - 1], path.latents[row, step], share)
+            torch.testing.assert_close(points[row, index], expected)
+
+
+def test_a_way_without_a_step_is_its_start_at_every_point() -> None:
+    path = ascend(gaussian, MEAN[None], covariance=COVARIANCE)
+    assert path.taken[0] == 0
+    assert torch.equal(path.evenly(5), MEAN.expand(1, 5, D))
+
+
 # --- where it cannot go ----------------------------------------------------------------------------------------------
 
 

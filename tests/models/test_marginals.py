@@ -47,7 +47,7 @@ def test_fractions() -> None:
     ],
 )
 def test_rules_of_the_public_code(n: int, knots: int, edge: int, alpha: tuple[float, float]) -> None:
-    rules = Rules.of(Sliced(), n)
+    rules = Rules.of(Sliced(regularization=None), n)
     assert (rules.knots, rules.edge) == (knots, edge)
     assert rules.alpha == pytest.approx(alpha, abs=1e-5)
 

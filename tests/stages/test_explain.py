@@ -61,10 +61,14 @@ def test_only_unfinished_explanations_are_made_again(done: tuple[Experiment, Pro
 
 @pytest.fixture(scope="module")
 def direct(whole: tuple[Experiment, Products]) -> tuple[Experiment, Products, Way]:
-    """The ways of the first five rows, made without the stage."""
+    """The ways of the first unit of work, made without the stage.
+
+    A whole one: rounding depends on the batch, and a way that follows a crease repeats every difference.
+    """
     experiment, made = whole
     checkpoint = Checkpoint.load(made.checkpoint.folder)
-    latents = torch.from_numpy(made.scores.take("latents", made.ascents.read("row")[:5])).double()
+    rows = made.ascents.read("row")[: made.ascents.shard_rows]
+    latents = torch.from_numpy(made.scores.take("latents", rows)).double()
     covariance = torch.from_numpy(ordinary_covariance(made.scores))
     settings = experiment.explain.ascent
     return (
@@ -91,25 +95,25 @@ def test_the_top_of_the_density_is_followed_first_then_that_of_the_other_scores(
 def test_ways_are_those_of_a_direct_ascent(direct: tuple[Experiment, Products, Way]) -> None:
     experiment, made, path = direct
     layer = made.ascents
-    np.testing.assert_allclose(layer.read("log_prob")[:5], path.log_prob, rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(layer.read("latents")[:5], path.latents, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(layer.read("arc")[:5], path.arc, rtol=1e-3, atol=1e-3)
-    np.testing.assert_array_equal(layer.read("taken")[:5], path.taken)
+    part = slice(0, layer.shard_rows)
+    np.testing.assert_allclose(layer.read("log_prob")[part], path.log_prob, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(layer.read("latents")[part], path.latents, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(layer.read("arc")[part], path.arc, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(layer.read("taken")[part], path.taken)
     assert (layer.read("log_prob")[:, -1] > layer.read("log_prob")[:, 0]).any()
     decode = made.checkpoint.model.decode
-    np.testing.assert_allclose(
-        layer.read("growth")[:5], growth(path, lambda z: decode(z.float())), rtol=1e-3, atol=1e-3
-    )
+    grown = growth(path, lambda z: decode(z.float()))
+    np.testing.assert_allclose(layer.read("growth")[part], grown, rtol=1e-3, atol=1e-3)
     spectra = layer.read("spectra")
     assert spectra.shape[1] == experiment.explain.ascent.points
     np.testing.assert_allclose(spectra[:, -1] - spectra[:, 0], layer.read("growth"), atol=1e-5)
     half = path.evenly(3)[:, 1]
     with torch.no_grad():
-        np.testing.assert_allclose(spectra[:5, 1], decode(half.float()), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(spectra[part, 1], decode(half.float()), rtol=1e-3, atol=1e-3)
     # The way starts at what the model makes of the spectrum.
-    rows = layer.read("row")[:5]
+    rows = layer.read("row")[part]
     reconstruction = ModelScores(made.checkpoint, experiment.score).reconstruct(made.store.take(rows))
-    np.testing.assert_allclose(spectra[:5, 0], reconstruction, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(spectra[part, 0], reconstruction, rtol=1e-4, atol=1e-4)
 
 
 def test_the_classes_at_both_ends_are_the_most_probable(direct: tuple[Experiment, Products, Way]) -> None:
@@ -119,7 +123,7 @@ def test_the_classes_at_both_ends_are_the_most_probable(direct: tuple[Experiment
     np.testing.assert_array_equal(layer.read("class")[:, 0], posterior.argmax(axis=1))
     np.testing.assert_allclose(layer.read("class_probability")[:, 0], posterior.max(axis=1), rtol=1e-4)
     end = made.checkpoint.density.posterior(path.latents[:, -1])
-    np.testing.assert_allclose(layer.read("class_probability")[:5, 1], end.max(dim=1).values, atol=1e-3)
+    np.testing.assert_allclose(layer.read("class_probability")[: len(end), 1], end.max(dim=1).values, atol=1e-3)
     assert layer.attributes["classes"] == list(made.checkpoint.density.names)
 
 
