@@ -29,6 +29,9 @@ __all__ = ["PASSES", "Latents", "collect", "fit_density", "labels_of"]
 PASSES = ("density", "relabelled")
 """Names of the first fit and of the one after the relabelling."""
 
+_KEPT = 10
+"""Layers after which the state of a sliced flow is kept; a kill costs no more."""
+
 
 @dataclass(frozen=True)
 class Latents:
@@ -154,14 +157,23 @@ def _fit_sliced(
         start.to(training.values.device)
     done = list(history)
 
+    newest: list[SlicedFlow] = []
+
     def kept(flow: SlicedFlow, layers: list[Epoch]) -> None:
-        done[:] = layers
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            keep_state(state, len(layers) - 1, {"flow": flow.state_dict()}, layers)
+        done[:], newest[:] = layers, [flow]
+        # A state holds all layers: to write each time would grow with their square.
+        if len(layers) % _KEPT == 0:
+            keep()
         on_epoch(layers[-1])
+
+    def keep() -> None:
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            keep_state(state, len(done) - 1, {"flow": newest[0].state_dict()}, done)
 
     first, held = (Sample(part.values, part.labels, part.rows, None) for part in (training, validation))
     flow = fit_sliced(settings, first, held, classes, seed, group, start, history, kept)
+    if newest and len(done) % _KEPT:
+        keep()
     return flow, done
 
 
@@ -201,6 +213,10 @@ class _NegativeLogLikelihood(nn.Module):
 
     def forward(self, values: Tensor, labels: Tensor, epoch: int, epochs: int) -> tuple[Tensor, Tensor]:
         """Give (sum of -log p, number) of a batch."""
+        if not len(values):
+            # A worker whose share is empty has part in every step all the same, with gradients of zero.
+            nothing = sum((weight.sum() * 0.0 for weight in self.flow.parameters()), torch.zeros(()).to(values.device))
+            return nothing, torch.zeros_like(nothing).detach()
         return self.flow.loss(values, labels if self.flow.classes > 1 else None)
 
 
@@ -223,7 +239,8 @@ def _fit_spline(
     flow.settle(mean, group.sum(spread.T @ spread) / (count - 1).clamp_min(1))
     feed = _Batches(training, validation, settings.fit.batch, seed, group)
     objective = _NegativeLogLikelihood(flow)
-    epochs = fit(flow, objective, feed, settings.fit, state, seed, values.device, on_epoch)
+    device = values.device
+    epochs = fit(flow, objective, feed, settings.fit, state, seed, device, on_epoch, "train.density.fit")
     return flow.eval(), epochs
 
 

@@ -177,11 +177,12 @@ class Run:
     ) -> None:
         """Keep a checkpoint and register it as the newest version of the experiment's model.
 
-        The alias `newest` moves to it; the alias `best` does if no version from the same store has a smaller loss.
+        The alias `newest` moves to it; the alias `best` does if no version from the same store has a smaller loss of
+        the same kind.
 
         Arguments:
             folder: of the checkpoint.
-            facts: lineage, kept as tags of the version; `store` among them.
+            facts: lineage, kept as tags of the version; `store` and `loss`, the kind of the loss, among them.
             loss: on the validation set.
             pixels: length of a spectrum, for the signature.
             outputs: length of each output of the model, by name.
@@ -202,7 +203,9 @@ class Run:
                 raise
         source = f"{self._client.get_run(self.id).info.artifact_uri}/model"
         others = self._client.search_model_versions(f"name = '{name}'")
-        losses = [v.tags.get("validation_loss") for v in others if v.tags.get("store") == facts["store"]]
+        # Only losses of one kind, on the same spectra, can be compared.
+        mine = [v.tags for v in others if all(v.tags.get(key) == facts[key] for key in ("store", "loss"))]
+        losses = [tags.get("validation_loss") for tags in mine]
         tags = facts | {"validation_loss": repr(loss)}
         version = self._client.create_model_version(name, source=source, run_id=self.id, tags=tags).version
         self._client.set_registered_model_alias(name, "newest", version)

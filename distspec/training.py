@@ -23,7 +23,7 @@ from distspec.errors import ConfigError
 from distspec.models.autoencoder import Loss, TwoStage
 from distspec.models.checkpoint import read_tensors, write_folder
 
-__all__ = ["Batches", "Epoch", "Reconstruction", "best_weights", "fit", "keep_state", "newest_state"]
+__all__ = ["Batches", "Epoch", "Reconstruction", "best_weights", "fit", "keep_state", "newest_epochs", "newest_state"]
 
 Epoch = dict[str, float]
 """Numbers of one epoch: train_loss, validation_loss, learning_rate; seconds, and waiting, the share of them spent on
@@ -86,6 +86,7 @@ def fit(
     seed: int,
     device: torch.device,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    section: str = "train",
 ) -> list[Epoch]:
     """Fit a network, or go on with it; afterwards the model holds its best weights.
 
@@ -99,6 +100,7 @@ def fit(
         seed: of dropout and of what else is random; each worker draws its own.
         device: of the model.
         on_epoch: called on every worker when an epoch is done and kept.
+        section: where these settings stand, for messages.
 
     Returns:
         The numbers of all epochs.
@@ -122,7 +124,8 @@ def fit(
         if not all(map(math.isfinite, numbers.values())):
             rate = settings.learning_rate
             raise ConfigError(
-                f"the loss is not finite in epoch {epoch}; lower train.learning_rate (now {rate:g}), or set train.clip"
+                f"the loss is not finite in epoch {epoch}; lower {section}.learning_rate (now {rate:g}), or set "
+                f"{section}.clip"
             )
         epochs.append(numbers)
         if _since_best(settings, epochs) == 0:
@@ -295,10 +298,21 @@ def newest_state(state: Path) -> tuple[Path | None, list[Epoch]]:
             for name, sha256 in text["sha256"].items():
                 if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
                     raise ValueError(f"{name} is damaged")
-        except (OSError, ValueError, KeyError):
+            epochs = [dict(epoch) for epoch in text["epochs"]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-        return folder, text["epochs"]
+        return folder, epochs
     return None, []
+
+
+def newest_epochs(state: Path) -> list[Epoch]:
+    """Read the numbers of the epochs so far, for who only looks on: what a state holds beside is not verified."""
+    for folder in sorted(state.glob("epoch-*"), reverse=True):
+        try:
+            return [dict(epoch) for epoch in json.loads((folder / "state.json").read_bytes())["epochs"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return []
 
 
 def best_weights(state: Path, name: str = "best") -> dict[str, Tensor]:

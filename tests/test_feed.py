@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,9 @@ import torch
 from distspec import feed as module
 from distspec.config import Train
 from distspec.feed import Feed
+from distspec.spectra import Spectra
 from distspec.store import SpectraStore
+from tests.conftest import make_store
 
 
 def test_every_training_spectrum_is_seen_once_and_no_validation_spectrum(store: SpectraStore) -> None:
@@ -80,8 +84,14 @@ def test_even_two_spectra_can_be_trained_and_validated_on(store: SpectraStore) -
     assert held.tolist() == [True, False, False]
 
 
-def test_a_worker_whose_chunks_are_all_set_aside_still_gets_batches(store: SpectraStore) -> None:
+@pytest.mark.parametrize("cache", [0.0, 1.0])
+def test_a_worker_whose_chunks_are_all_set_aside_still_gets_batches(
+    tmp_path: Path, spectra: Spectra, cache: float
+) -> None:
+    status = np.where(np.arange(40) < 8, 0, 2).astype(np.int32)
+    store = make_store(tmp_path / "store.zarr", spectra, shard_rows=16, chunk_rows=8, status=status)
     for rank in range(2):
-        feed = Feed(store.path, Train(batch=4, validation=0.3), 1, rank, 2)
-        feed.training[8:] = False
-        assert len(list(feed.batches(0))) == feed.steps
+        feed = Feed(store.path, Train(batch=4, validation=0.3, cache_gb=cache), 1, rank, 2)
+        assert [len(batch[0]) for batch in feed.batches(0)] == [2] * feed.steps
+        # It adds nothing to what is counted once over all workers.
+        assert sum(len(rows) for rows, _ in feed.in_order(feed.training)) == (feed.training.sum() if rank == 0 else 0)

@@ -152,7 +152,7 @@ class Sliced(Density):
     """At most; the validation set stops the fit, of latents after 10 to 50 layers with the regularization below."""
     directions: Annotated[Count | None, Off] = None
     """Directions of a layer, K."""
-    knots: Annotated[Count | None, Off] = None
+    knots: Annotated[Annotated[int, Field(ge=2, le=10_000)] | None, Off] = None
     """Knots of a one-dimensional map, M."""
     bandwidth: Positive = 1.0
     """Of the kernel density estimate, in units of Scott's rule."""

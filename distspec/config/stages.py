@@ -269,3 +269,13 @@ class Experiment(Settings):
     export: Export = Export()
     runtime: Runtime = Runtime()
     tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _density(self) -> "Experiment":
+        asked = {"explain.scores": self.explain.scores, "report.score": (self.report.score,)}
+        for name, scores in asked.items():
+            if "density" in scores and self.train.density is None and self.score.checkpoint is None:
+                raise ValueError(
+                    f"{name} names 'density', which needs train.density: set train.density.kind = 'sliced'"
+                )
+        return self

@@ -117,7 +117,7 @@ class Checkpoint:
             with torch.device("meta"):
                 expected = {name: _kind(tensor) for name, tensor in _joined(*_described(text)).items()}
             sha256, recipe, facts = str(text["sha256"]), str(text["recipe"]), dict(text["facts"])
-        except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ConfigError) as error:
             reason = " ".join(repr(error).split())[:_LONGEST_REASON]
             raise CheckpointError(f"{folder}/model.json is not a checkpoint's description: {reason}") from None
         tensors = read_tensors(folder / "model.safetensors", sha256)

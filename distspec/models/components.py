@@ -64,6 +64,7 @@ def find_components(
     width = torch.where(width > 0, width, 1.0)
     scaled = ((sample - middle) / width).cpu().numpy()
     count = _number(scaled, seed) if wanted is None else min(wanted, len(np.unique(scaled, axis=0)))
+    count = int(group.broadcast(torch.tensor([count], device=training.device)))
     if count <= 1:
         return undivided
     best = _mixture(scaled, count, seed)

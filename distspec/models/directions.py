@@ -21,7 +21,7 @@ SMALLEST_MOVE = 1e-6
 
 COARSE = 4_096
 """Rows of the first search; all rows then only correct it."""
-MOST_ROWS = 32_768
+MOST_ROWS = 8_192
 """Rows of the whole search, at most. The public code takes 1e5 log10 D, which is slower and gains no likelihood."""
 
 

@@ -32,6 +32,9 @@ from distspec.models.spline import Splines, lookup
 
 __all__ = ["Sample", "SlicedFlow", "fit_sliced", "hash_keys"]
 
+MOST_DIRECTIONS = 16
+"""Directions of a layer where the public rule takes all dimensions: hundreds of latents would take hundreds."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -157,7 +160,8 @@ class _Fit:
             raise ValueError("there are no training rows; a density needs some")
         self.D = training.latents.shape[1]
         n = self.counts.total_effective
-        self.K = min(settings.directions or (self.D if self.D <= 8 or n / self.D < 20 else 8), self.D)
+        few = min(self.D, MOST_DIRECTIONS) if self.D <= 8 or n / self.D < 20 else 8
+        self.K = min(settings.directions or few, self.D)
         self.iterations = min(round(n) // self.D, 200)
         self.shares = [
             max(0.0, 1 - count / settings.shrink_below) if settings.shrink_below else float(count == 0)
@@ -263,7 +267,9 @@ class _Fit:
             fit_splines(marginal, rules)
             for marginal, rules in zip(self._marginals(A.T @ self.training.x), self.rules, strict=True)
         ]
-        most = max(spline.x.shape[-1] for spline in splines)
+        # Rounding may drop a knot on one machine and not on another.
+        longest = torch.tensor([max(spline.x.shape[-1] for spline in splines)], device=self.training.x.device)
+        most = int(self.group.maximum(longest))
         parts = [pad(spline, most) for spline in splines]
         tables = [torch.stack(tables) for tables in zip(*parts, strict=True)]
         device = self.training.x.device

@@ -31,12 +31,13 @@ from distspec.layout import model_folder
 from distspec.models.autoencoder import TwoStage
 from distspec.models.build import build_autoencoder
 from distspec.models.checkpoint import Checkpoint
+from distspec.models.density import classes_of
 from distspec.models.group import Alone, Group, Together
 from distspec.runtime import connect, progress, require_resources
 from distspec.spectra import Spectra, first_reasons
 from distspec.store import SpectraStore
 from distspec.tracking import Run
-from distspec.training import Epoch, Reconstruction, fit, newest_state
+from distspec.training import Epoch, Reconstruction, fit, newest_epochs
 
 __all__ = ["train"]
 
@@ -74,7 +75,8 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
         checkpoint = Checkpoint.load(state / "model")
         _record(run, checkpoint, experiment, store)
         losses = [epoch["validation_loss"] for epoch in checkpoint.facts["phases"]["first"]]
-        facts = {"store": store.digest, "recipe": store.recipe, "sha256": checkpoint.sha256}
+        kind = settings.loss if settings.model.kind in ("dense", "convolutional") else settings.model.kind
+        facts = {"store": store.digest, "recipe": store.recipe, "sha256": checkpoint.sha256, "loss": kind}
         outputs = {"reconstruction": store.grid.pixels, "latents": checkpoint.latents}
         outputs |= {"density": 0} if checkpoint.density is not None else {}
         run.register(state / "model", facts, min(losses), store.grid.pixels, outputs)
@@ -93,10 +95,13 @@ def _reasons(store: SpectraStore) -> str:
 
 def _require_columns(settings: Train, store: SpectraStore) -> None:
     labels = settings.density.labels if settings.density is not None else ()
+    used = np.flatnonzero(store.column("status") == 0)
     for name in labels:
         if name not in store.column_names:
             known = ", ".join(sorted(store.column_names))
             raise ConfigError(f"train.density.labels names {name!r}; the store has the columns {known}")
+    if labels:
+        classes_of([store.column(name, used) for name in labels])  # too many classes are refused before the fits
 
 
 def _require_redshifts(settings: Train, store: SpectraStore) -> None:
@@ -156,6 +161,11 @@ def _work(experiment: Experiment, store: SpectraStore, state: Path, run: Run) ->
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
+    except DistspecError:
+        raise
+    except Exception as error:
+        # Without workers the loop runs here, and what it raises comes as it is.
+        raise ShardError(f"training failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
     finally:
         done.set()
         follower.join()
@@ -195,7 +205,7 @@ def _follow(state: Path, settings: Train, run: Run, done: threading.Event) -> No
         seen = 0
         while True:
             last = done.is_set() or any((state / name).exists() for name in later[phase])
-            history = newest_state(state / phase)[1]
+            history = newest_epochs(state / phase)
             yield from history[seen:]
             seen = len(history)
             if last:
@@ -270,7 +280,8 @@ def _autoencoder(job: Job, feed: Feed, device: torch.device, phases: dict[str, l
     model = TwoStage(first.requires_grad_(False).eval(), second)
     objective = Reconstruction(second, "mse", model)
     again = feed.with_batch(settings.second.batch)
-    phases["second"] = fit(second, objective, again, settings.second, state / "second", job.random, device, _report)
+    where, section = state / "second", "train.second"
+    phases["second"] = fit(second, objective, again, settings.second, where, job.random, device, _report, section)
     return model
 
 
