@@ -48,6 +48,25 @@ def test_every_kind_is_trained_kept_and_scored_with(kind: str, tmp_path: Path) -
     assert table["spectra"] == sum(part["spectra"] for part in table["snr_bins"])
 
 
+def test_the_preset_cnn_stars_goes_from_lamost_files_to_its_table_of_errors(
+    tmp_path: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distspec.cli import app
+
+    source = ["ingest.source.kind=lamost", f"ingest.source.path={real_data / 'lamost_dr1'}", f"output={tmp_path}"]
+    for verb in ("ingest", "train"):
+        app([verb, "cnn_stars", *source, "train.epochs=3", "runtime.workers=1"], result_action="return_value")
+    told = capsys.readouterr().out
+    assert "validation spectra, flux scaled to [0, 1]; R²" in told
+    assert [line.split()[0] for line in told.splitlines() if line.startswith(("mean ", "std", "min", "max"))] == [
+        "mean",
+        "std",
+        "min",
+        "max",
+    ]
+    assert told.count("mean RMSE") == 3
+
+
 def test_a_model_in_the_observed_frame_is_refused_at_rest(done: tuple[Experiment, Products]) -> None:
     experiment, made = done
     model = {"train": experiment.train.model_copy(update={"model": experiment_of("redshifted", Path("x")).train.model})}
