@@ -196,7 +196,13 @@ def _apply_here(
 ) -> Iterator[Any]:
     """Do a single item in this process: the start of a worker would take longer than most."""
     results = (_apply(lambda item: factory(*arguments)(item), item) for item in items)
-    yield from progress(results, len(items), label)
+    threads = torch.get_num_threads()
+    # As in a worker: sums that are cut among threads round otherwise, and who does the work must not show.
+    torch.set_num_threads(1)
+    try:
+        yield from progress(results, len(items), label)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _apply(work: Work, item: Any) -> Any:

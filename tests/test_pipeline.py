@@ -91,7 +91,7 @@ def test_killed_anywhere_and_started_again_it_gives_the_same_bytes(
     store = output / "store.zarr"
     _killed_when(tmp_path, lambda: any((store / "base/commits/c").glob("*")))
     finished = {path: path.stat().st_mtime_ns for path in (store / "base/flux/c").glob("0/*")}
-    _killed_when(tmp_path, lambda: any(output.glob("training/*/epoch-0001/state.json")))
+    _killed_when(tmp_path, lambda: any(output.glob("training/*/first/epoch-00001/state.json")))
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     _killed_when(tmp_path, lambda: any(store.glob("layers/score-*/commits/c/*")))
     subprocess.run(_command(tmp_path), check=True, capture_output=True, timeout=300)
@@ -125,7 +125,7 @@ def test_an_interrupted_run_ends_in_order_and_says_how_to_go_on(
     (tmp_path / "small.toml").write_text(dump(small(tmp_path / "out", train=changes)), "utf-8")
     driver = subprocess.Popen(_command(tmp_path), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not any((tmp_path / "out").glob("training/*/epoch-0002/state.json")):
+    while not any((tmp_path / "out").glob("training/*/first/epoch-00002/state.json")):
         assert driver.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
