@@ -83,7 +83,8 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
         run.metrics({"best_validation_loss": min(losses)})
     # Written last: the model's folder exists only when everything else is done.
     checkpoint = checkpoint.save(folder)
-    shutil.rmtree(state, ignore_errors=True)
+    for left in (state, state.parent / "ray" / state.name):
+        shutil.rmtree(left, ignore_errors=True)
     return checkpoint
 
 
