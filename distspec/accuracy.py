@@ -30,7 +30,7 @@ _BINS = 3
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Errors of n spectra; those of the parts of a sample join by `+`.
+    """Errors of n spectra.
 
     Arguments:
         rows: of the spectra in the store.
@@ -89,11 +89,11 @@ def _each(errors: Mapping[str, Float64[np.ndarray, "n"]], of: Any) -> dict[str, 
 def measure(model: nn.Module, feed: Feed, group: Group) -> Accuracy:
     """Measure a model on the validation spectra of all workers.
 
-    Those of a convolutional model are in units of each spectrum's scaled flux, as it is trained; others in the store's.
+    Errors of a convolutional model are in units of each spectrum's scaled flux, as its loss is; others in the store's.
     """
     model.eval()
     last = model.second if isinstance(model, TwoStage) else model
-    scaled = isinstance(last, ConvolutionalAutoencoder)
+    scaled = isinstance(last, ConvolutionalAutoencoder) and last.settings.scaling != "none"
     pixels = feed.store.grid.pixels
     along = torch.zeros(3, pixels, dtype=torch.float64)
     left = torch.zeros(1, dtype=torch.float64)

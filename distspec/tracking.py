@@ -173,21 +173,26 @@ class Run:
         self._send(lambda: self._client.log_figure(self.id, figure, name))
 
     def register(
-        self, folder: str | Path, facts: Mapping[str, str], loss: float, pixels: int, outputs: Mapping[str, int]
+        self,
+        folder: str | Path,
+        facts: Mapping[str, str],
+        loss: float,
+        inputs: Mapping[str, int],
+        outputs: Mapping[str, int],
     ) -> None:
         """Keep a checkpoint and register it as the newest version of the experiment's model.
 
-        The alias `newest` moves to it; the alias `best` does if no version from the same store has a smaller loss of
-        the same kind.
+        The alias `newest` moves to it, and `best` to the version of smallest loss among those that can be compared with
+        it: from the same store, with the same kind of loss.
 
         Arguments:
             folder: of the checkpoint.
             facts: lineage, kept as tags of the version; `store` and `loss`, the kind of the loss, among them.
             loss: on the validation set.
-            pixels: length of a spectrum, for the signature.
-            outputs: length of each output of the model, by name.
+            inputs: length of each input of the model for a spectrum, by name; 0 is a single number.
+            outputs: likewise.
         """
-        signed = _signature(pixels, outputs)
+        signed = _signature(inputs, outputs)
         self._send(lambda: self._register(str(folder), dict(facts), loss, signed))
 
     def _register(self, folder: str, facts: dict[str, str], loss: float, signed: str) -> None:
@@ -202,15 +207,13 @@ class Run:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source = f"{self._client.get_run(self.id).info.artifact_uri}/model"
-        others = self._client.search_model_versions(f"name = '{name}'")
-        # Only losses of one kind, on the same spectra, can be compared.
-        mine = [v.tags for v in others if all(v.tags.get(key) == facts[key] for key in ("store", "loss"))]
-        losses = [tags.get("validation_loss") for tags in mine]
         tags = facts | {"validation_loss": repr(loss)}
         version = self._client.create_model_version(name, source=source, run_id=self.id, tags=tags).version
         self._client.set_registered_model_alias(name, "newest", version)
-        if all(other is None or loss <= float(other) for other in losses):
-            self._client.set_registered_model_alias(name, "best", version)
+        known = self._client.search_model_versions(f"name = '{name}'")
+        like = [one for one in known if all(one.tags.get(key) == facts[key] for key in ("store", "loss"))]
+        best = min(like, key=lambda one: float(one.tags["validation_loss"]))
+        self._client.set_registered_model_alias(name, "best", best.version)
 
     def _send(self, call: Callable[[], object]) -> None:
         """Pass something on to the server; what it does not take waits for the end of the stage.
@@ -264,16 +267,17 @@ def serve(experiment: Experiment, port: int) -> int:
     return subprocess.call([*command, "--port", str(port)], env=environment)
 
 
-def _signature(pixels: int, outputs: Mapping[str, int]) -> str:
+def _signature(inputs: Mapping[str, int], outputs: Mapping[str, int]) -> str:
     """Describe the model to MLflow: its inputs and outputs. No flavor is named, so that nothing there can run code."""
     import numpy as np
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    single = np.dtype(np.float32)
-    inputs = [TensorSpec(single, (-1, pixels), name) for name in ("flux", "ivar")]
-    made = [TensorSpec(single, (-1, length) if length else (-1,), name) for name, length in outputs.items()]
-    text: str = Model(signature=ModelSignature(Schema(inputs), Schema(made))).to_yaml()
+    def schema(lengths: Mapping[str, int]) -> Schema:
+        shapes = {name: (-1, length) if length else (-1,) for name, length in lengths.items()}
+        return Schema([TensorSpec(np.dtype(np.float32), shape, name) for name, shape in shapes.items()])
+
+    text: str = Model(signature=ModelSignature(schema(inputs), schema(outputs))).to_yaml()
     return text
 
 

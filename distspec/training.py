@@ -26,8 +26,9 @@ from distspec.models.checkpoint import read_tensors, write_folder
 __all__ = ["Batches", "Epoch", "Reconstruction", "best_weights", "fit", "keep_state", "newest_epochs", "newest_state"]
 
 Epoch = dict[str, float]
-"""Numbers of one epoch: train_loss, validation_loss, learning_rate; seconds, and waiting, the share of them spent on
-waiting for data, which are the only ones that a repetition changes."""
+"""Numbers of one epoch: train_loss, validation_loss, learning_rate; and two that a repetition changes: seconds since
+the epoch before was measured (of training, validation, keeping and telling), and waiting, the share of the training
+steps' time in which there was no data."""
 
 _ONE_CYCLE_RISE = 0.3
 
@@ -114,6 +115,7 @@ def fit(
     driven = _distributed(objective, device) if group else objective
     optimizer = _optimizer(model, settings)
     epochs, best = _resume(state, model, optimizer)
+    measured = time.perf_counter()
     for epoch in range(len(epochs), settings.epochs):
         if _stale(settings, epochs):
             break
@@ -121,6 +123,8 @@ def fit(
         torch.manual_seed((seed * 1_000_003 + epoch) * 1_009 + rank)
         numbers = _train_epoch(driven, optimizer, feed, settings, epochs, device)
         numbers["validation_loss"] = _validate(objective, feed, settings, epoch, device)
+        before, measured = measured, time.perf_counter()
+        numbers["seconds"] = measured - before
         if not all(map(math.isfinite, numbers.values())):
             rate = settings.learning_rate
             raise ConfigError(
@@ -186,8 +190,7 @@ def _train_epoch(
         sums += torch.stack([total.detach().double(), count.detach().double()])
     _add_up(sums)
     loss = float(sums[0] / sums[1].clamp_min(1))
-    seconds = time.perf_counter() - begun
-    return {"train_loss": loss, "learning_rate": rate, "seconds": seconds, "waiting": waited / seconds}
+    return {"train_loss": loss, "learning_rate": rate, "waiting": waited / (time.perf_counter() - begun)}
 
 
 @torch.no_grad()

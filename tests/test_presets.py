@@ -105,7 +105,7 @@ def test_vae_lime_is_the_public_code() -> None:
     model, train = experiment.train.model, experiment.train
     assert (model.kind, model.hidden, model.latents) == ("variational", (256, 128, 64), 12)
     assert (model.reconstruction, model.alpha, model.lam) == (3776, 0, 8.606942414688938)
-    assert (train.schedule, train.plateau) == ("plateau", 5)
+    assert (train.loss, train.schedule, train.plateau) == ("mse", "plateau", 5)
     assert (train.batch, train.epochs, train.patience, train.learning_rate) == (256, 120, 10, 1e-3)
     explain, score = experiment.explain, experiment.score
     assert (explain.samples, explain.factor, explain.kernel_width, explain.ridge) == (5000, 0.9, 0.25, 1)

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from distspec import training
@@ -29,21 +31,24 @@ class Line(nn.Module):
 
 
 class Points:
-    """Noisy points on y = 3 x, in a new order every epoch."""
+    """Points on y = 3 x, in a new order every epoch; a worker may have a part of each batch."""
 
     steps = 8
 
-    def __init__(self, y_of_validation: float = 3.0) -> None:
+    def __init__(self, y_of_validation: float = 3.0, part: slice = slice(None)) -> None:
         self._x = torch.linspace(-1, 1, 64)
         self._slope = y_of_validation
+        self._part = part
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.from_numpy(np.random.default_rng(epoch).permutation(64))
-        for part in order.split(8):
-            yield self._x[part], 3 * self._x[part]
+        for batch in order.split(8):
+            mine = batch[self._part]
+            yield self._x[mine], 3 * self._x[mine]
 
     def validation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield self._x, self._slope * self._x
+        mine = self._x[self._part]
+        yield mine, self._slope * mine
 
 
 def fitted(state: Path, settings: Fit, feed: Points | None = None) -> tuple[Line, list[dict[str, float]]]:
@@ -91,6 +96,25 @@ def test_a_fit_that_was_killed_has_the_loss_curve_of_an_unbroken_one(
     assert newest is not None
     (newest / "model.safetensors").write_bytes(b"half")
     assert len(newest_state(tmp_path / "b")[1]) == 8
+
+
+SHARED = Fit(epochs=6, learning_rate=0.1, optimizer="sgd", clip=0.5)
+
+
+def test_two_workers_take_the_steps_of_one_however_unequal_their_parts(tmp_path: Path) -> None:
+    mp.spawn(_worker, args=(str(tmp_path),), nprocs=2)
+    alone, epochs = fitted(tmp_path / "alone", SHARED)
+    found = best_weights(tmp_path / "together")
+    torch.testing.assert_close(found["w"], alone.w.detach(), atol=1e-6, rtol=0)
+    together = newest_state(tmp_path / "together")[1]
+    assert len(together) == len(epochs)
+    assert [epoch["train_loss"] for epoch in together] == pytest.approx([epoch["train_loss"] for epoch in epochs])
+
+
+def _worker(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    fitted(Path(folder) / "together", SHARED, Points(part=[slice(0, 2), slice(2, None)][rank]))
+    dist.destroy_process_group()
 
 
 def test_the_best_weights_are_kept_and_patience_ends_the_fit(tmp_path: Path) -> None:

@@ -136,12 +136,11 @@ class Density(Settings):
     """What every density of latents shares."""
 
     labels: tuple[str, ...] = ()
-    """Catalogue columns whose values together name a spectrum's class; none makes one class of all."""
+    """Catalogue columns whose values together name a spectrum's class."""
     relabel: bool = True
     """With labels: fit, give every spectrum its likeliest class (without prior), and fit again (Böhm et al., eq. 6)."""
     whiten: bool = True
     """Begin with the linear map that gives the latents zero mean and unit covariance."""
-    patience: Count = 5
 
 
 class Sliced(Density):
@@ -150,6 +149,8 @@ class Sliced(Density):
     kind: Literal["sliced"] = "sliced"
     layers: Count = 500
     """At most; the validation set stops the fit, of latents after 10 to 50 layers with the regularization below."""
+    patience: Count = 5
+    """Layers without a better validation log p before the fit stops."""
     directions: Annotated[Count | None, Off] = None
     """Directions of a layer, K."""
     knots: Annotated[Annotated[int, Field(ge=2, le=10_000)] | None, Off] = None

@@ -74,7 +74,7 @@ class Train(Fit):
 
     model: Architecture = Dense()
     loss: Literal["chi2", "mse"] = "chi2"
-    """Of dense and convolutional models: masked chi-squared per good pixel, or squared error per good pixel."""
+    """Residuals in units of σ, or as they are; means over good pixels. The redshifted kind has a loss of its own."""
     second: Annotated[Second | None, Off] = None
     """Train a second network of the same kind, from the weights of the first, on the first one's reconstructions."""
     density: Annotated[AnyDensity | None, Off] = None
@@ -88,8 +88,8 @@ class Train(Fit):
     """Ray Train workers; 0 trains in the driver's own process, which saves their start on one machine."""
     gpu: bool = False
     cache_gb: Annotated[float, Field(ge=0)] = 4.0
-    """Training spectra that fit in this much memory, on the GPU if there is one, are read once and mixed as a whole;
-    others are read again in every epoch, and mixed sixteen chunks at a time."""
+    """Spectra that fit in this much memory, on the GPU if there is one, are read once; others are read again in every
+    epoch. The order is the same."""
 
 
 Counts = tuple[Count, Count]

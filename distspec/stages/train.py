@@ -23,13 +23,13 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from distspec.accuracy import as_text, measure
-from distspec.config import Experiment, Train
+from distspec.config import Experiment, Sliced, Train
 from distspec.errors import ConfigError, DistspecError, ShardError
 from distspec.feed import Feed
 from distspec.latents import PASSES, collect, fit_density, labels_of
 from distspec.layout import model_folder
 from distspec.models.autoencoder import TwoStage
-from distspec.models.build import build_autoencoder
+from distspec.models.build import build_autoencoder, within_reach
 from distspec.models.checkpoint import Checkpoint
 from distspec.models.density import classes_of
 from distspec.models.group import Alone, Group, Together
@@ -75,11 +75,13 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
         checkpoint = Checkpoint.load(state / "model")
         _record(run, checkpoint, experiment, store)
         losses = [epoch["validation_loss"] for epoch in checkpoint.facts["phases"]["first"]]
-        kind = settings.loss if settings.model.kind in ("dense", "convolutional") else settings.model.kind
-        facts = {"store": store.digest, "recipe": store.recipe, "sha256": checkpoint.sha256, "loss": kind}
+        facts = {"store": store.digest, "recipe": store.recipe, "sha256": checkpoint.sha256}
+        facts["loss"] = f"{settings.model.kind} {settings.loss}"
+        inputs = dict.fromkeys(("flux", "ivar"), store.grid.pixels)
+        inputs |= {"redshift": 0} if settings.model.kind == "redshifted" else {}
         outputs = {"reconstruction": store.grid.pixels, "latents": checkpoint.latents}
         outputs |= {"density": 0} if checkpoint.density is not None else {}
-        run.register(state / "model", facts, min(losses), store.grid.pixels, outputs)
+        run.register(state / "model", facts, min(losses), inputs, outputs)
         run.metrics({"best_validation_loss": min(losses)})
     # Written last: the model's folder exists only when everything else is done.
     checkpoint = checkpoint.save(folder)
@@ -188,12 +190,10 @@ def _phases(settings: Train) -> dict[str, tuple[int, str]]:
     if settings.second is not None:
         phases["second"] = (settings.second.epochs, "epoch")
     if settings.density is not None:
-        steps = (settings.density.layers, "layer") if settings.density.kind == "sliced" else (0, "")
-        if settings.density.kind == "spline":
-            steps = (settings.density.fit.epochs, "epoch")
-        phases["density"] = steps
-        if settings.density.labels and settings.density.relabel:
-            phases["relabelled"] = steps
+        density = settings.density
+        passes = PASSES if density.labels and density.relabel else PASSES[:1]
+        steps = (density.layers, "layer") if isinstance(density, Sliced) else (density.fit.epochs, "epoch")
+        phases |= dict.fromkeys(passes, steps)
     return phases
 
 
@@ -215,8 +215,7 @@ def _follow(state: Path, settings: Train, run: Run, done: threading.Event) -> No
 
     for phase, (epochs, unit) in phases.items():
         prefix = "" if phase == "first" else f"{phase}/"
-        sliced = phase in PASSES and settings.density is not None and settings.density.kind == "sliced"
-        logged = run.last_step(f"{prefix}validation_{'log_prob' if sliced else 'loss'}") + 1
+        logged = run.last_step(f"{prefix}validation_{'log_prob' if unit == 'layer' else 'loss'}") + 1
         for step, epoch in enumerate(progress(finished(phase), epochs, f"train {phase}", unit)):
             if step >= logged:
                 run.metrics({f"{prefix}{name}": value for name, value in epoch.items()}, step)
@@ -297,8 +296,8 @@ def _record(run: Run, checkpoint: Checkpoint, experiment: Experiment, store: Spe
     redshift = None if spectra.redshift is None else torch.from_numpy(spectra.redshift).float()
     with torch.inference_mode():
         reconstruction = checkpoint.model(torch.where(ivar > 0, flux, 0.0), ivar, redshift)[0].numpy()
+        good = within_reach(checkpoint.model, ivar, redshift).numpy() > 0
     run.figure(_examples(spectra, reconstruction), "reconstructions.png")
-    good = spectra.good
     chi2 = np.where(good, spectra.flux - reconstruction, 0.0) ** 2 * spectra.ivar
     along = Figure(figsize=(9, 3.5), layout="constrained")
     axes = along.subplots()

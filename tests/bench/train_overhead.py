@@ -127,10 +127,10 @@ def plain(experiment: Experiment, store: SpectraStore) -> dict[str, float]:
             total, count = masked_chi2(flux[index], ivar[index], model(flux[index], ivar[index])[0])
             (total / count).backward()
             optimizer.step()
-        seconds.append(time.perf_counter() - begun)
         with torch.no_grad():
             total, count = masked_chi2(held, weight, model(held, weight)[0])
             chi2 = float(total / count)
+        seconds.append(time.perf_counter() - begun)
     return {"seconds": steady(seconds), "validation_loss": chi2}
 
 

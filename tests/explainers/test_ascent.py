@@ -1,6 +1,5 @@
 """On a Gaussian the way up is known; on any density log p never falls, and each spectrum goes its own way."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,15 +17,6 @@ MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 COVARIANCE = torch.tensor([[4.0, 1.0, 0.0], [1.0, 1.0, 0.2], [0.0, 0.2, 0.25]], dtype=torch.float64)
 LAW = MultivariateNormal(MEAN, COVARIANCE)
 ROOT = torch.linalg.cholesky(COVARIANCE)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Many small operations: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def gaussian(z: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """The score is a mixture with the right prior; classes are the catalogue's, then the likeliest; rows stay in place."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,15 +26,6 @@ from distspec.models.spline_flow import SplineFlow
 
 MEANS = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
 WIDTHS = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Many small operations: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Gaussians(nn.Module):

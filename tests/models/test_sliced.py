@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,14 +17,6 @@ from distspec.models.group import Alone, Group, Together
 from distspec.models.sliced import Sample, SlicedFlow, fit_sliced
 
 F64 = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def few_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def normal(n: int, D: int, seed: int = 0) -> Tensor:

@@ -1,7 +1,6 @@
 """A flow is a density: it is one-to-one, knows its own determinant, integrates to one, and can learn a known one."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,6 @@ from distspec.models.spline_flow import SplineFlow
 
 SMALL = Spline(transforms=3, hidden=(16, 16), bins=6)
 CASES = [(1, 1), (1, 2), (3, 1), (4, 3)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Many small operations: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def moments(latents: int) -> tuple[Tensor, Tensor]:

@@ -146,6 +146,29 @@ def test_a_stage_that_runs_again_goes_on_in_its_old_run(tmp_path: Path) -> None:
         assert third.id != first.id
 
 
+def test_the_best_model_is_the_best_of_those_that_can_be_compared_with_the_newest(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    experiment = small(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.json").write_text("{}")
+    versions = [("a", "chi2", 2.0), ("a", "chi2", 1.0), ("a", "chi2", 3.0), ("a", "mse", 0.1), ("a", "chi2", 1.5)]
+    versions.append(("b", "chi2", 9.0))
+    best = []
+    with Run(experiment, "train", "k", {}) as run:
+        for store, kind, loss in versions:
+            run.register(tmp_path / "model", {"store": store, "loss": kind}, loss, {"flux": 240}, {"latents": 4})
+            client = MlflowClient(tracking_uri(experiment), tracking_uri(experiment))
+            best.append(int(client.get_model_version_by_alias("small", "best").version))
+    assert best == [1, 2, 2, 4, 2, 6]
+    from mlflow.models import Model
+
+    signature = Model.load(client.download_artifacts(run.id, "model")).signature
+    assert [spec.name for spec in signature.inputs] == ["flux"]
+    assert signature.inputs.inputs[0].shape == (-1, 240)
+
+
 def test_an_unreachable_tracking_server_is_named_without_its_password(tmp_path: Path) -> None:
     experiment = small(tmp_path / "out", tracking={"uri": "http://me:secret@127.0.0.1:9"})
     with pytest.raises(ConfigError, match="cannot track runs at http://127.0.0.1:9") as caught:
