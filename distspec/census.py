@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from distspec.errors import LayoutError, ShardError, StoreError
-from distspec.ranking import score_names
+from distspec.scores import Scores
 from distspec.spectra import Status, first_reasons
-from distspec.store import Layer, SpectraStore
+from distspec.store import SpectraStore
 
 __all__ = ["Aside", "Census", "take_census"]
 
@@ -55,7 +55,7 @@ class Census:
         return self.reasons[Status.UNREADABLE.reasons[0]]
 
 
-def take_census(store: SpectraStore, scores: Layer, keep: int = 100) -> Census:
+def take_census(store: SpectraStore, scores: Scores, keep: int = 100) -> Census:
     """Count a store against its scores, shard by shard.
 
     Rows of one file lie one behind the other, as ingest writes them; files are counted by where the name changes.
@@ -71,7 +71,7 @@ def take_census(store: SpectraStore, scores: Layer, keep: int = 100) -> Census:
         StoreError: the counts do not add up.
     """
     if scores.rows != store.rows:
-        raise LayoutError(f"{scores.name} has {scores.rows} rows, the store {store.rows}; score this store")
+        raise LayoutError(f"{scores.key[0]} has {scores.rows} rows, the store {store.rows}; score this store")
     census = Census(store.rows)
     last, last_scored = "", False
     for shard in range(store.shards):
@@ -93,16 +93,16 @@ def take_census(store: SpectraStore, scores: Layer, keep: int = 100) -> Census:
     return census
 
 
-def _require_agreement(scores: Layer, start: int, stop: int, usable: Bool[np.ndarray, "n"]) -> None:
+def _require_agreement(scores: Scores, start: int, stop: int, usable: Bool[np.ndarray, "n"]) -> None:
     """Refuse a row that is both or neither of scored and set aside."""
-    for name in score_names(scores):
+    for name in scores.names:
         odd = np.flatnonzero(~np.isnan(scores.read(name, start, stop)) != usable)
         if odd.size:
             row = int(odd[0])
             state = "is not set aside but has no" if usable[row] else "is set aside but has a"
             error = ShardError(
                 f"row {start + row} (and {odd.size - 1} more of rows {start}-{stop}) {state} score {name}; "
-                f"remove layer {scores.name} and run `distspec score` again"
+                f"remove layer {scores.layer(name).name} and run its stage again"
             )
             error.rows = (start, stop)
             raise error

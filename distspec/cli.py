@@ -39,7 +39,7 @@ def demo(*overrides: Overrides) -> None:
 
 @app.command
 def run(file: File, /, *overrides: Overrides) -> None:
-    """Go the whole way: ingest, train, score, explain, report. What is done already is not done again."""
+    """Go the whole way, from ingest to report. What is done already is not done again."""
     _run(file, overrides)
 
 
@@ -80,9 +80,27 @@ def score(file: File, /, *overrides: Overrides) -> None:
 
 
 @app.command
+def detect(file: File, /, *overrides: Overrides) -> None:
+    """Store -> classical detectors fitted (PCA, forests, Fisher vectors), and their scores of every spectrum."""
+    _run(file, overrides, "detect")
+
+
+@app.command
+def compare(file: File, /, *overrides: Overrides) -> None:
+    """Scores -> how far detectors agree, how many anomalies that implies, and what each leans towards."""
+    _run(file, overrides, "compare")
+
+
+@app.command
 def explain(file: File, /, *overrides: Overrides) -> None:
     """Top-ranked spectra -> the wavelengths that make them odd."""
     _run(file, overrides, "explain")
+
+
+@app.command
+def evaluate(file: File, /, *overrides: Overrides) -> None:
+    """Known anomalies planted in your own spectra -> what each detector finds, and where explanations point."""
+    _run(file, overrides, "evaluate")
 
 
 @app.command
@@ -152,10 +170,16 @@ def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> None
         print(f"model    {made.checkpoint.folder}")
     if made.scores is not None:
         print(f"scores   {made.store.path}/layers/{made.scores.name}")
+    for layer in made.detected.values():
+        print(f"scores   {made.store.path}/layers/{layer.name}")
+    if made.compared is not None:
+        print(f"compared {made.compared.folder}")
     for layer in made.explanations.values():
         print(f"reasons  {made.store.path}/layers/{layer.name}")
     if made.ascents is not None:
         print(f"ways     {made.store.path}/layers/{made.ascents.name}")
+    if made.evaluated is not None:
+        print(f"measured {made.evaluated.folder}")
     if made.report is not None:
         print(f"table    {table_path(experiment)}")
         print(f"report   {made.report}")

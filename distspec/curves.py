@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64
 from distspec.figures import COLORS, panel, stacked
 from distspec.reduce import Histogram
 
-__all__ = ["density_figure", "score_figure", "training_figure"]
+__all__ = ["linear_figure", "score_figure", "training_figure"]
 
 
 def training_figure(epochs: Sequence[Mapping[str, float]]) -> Any:
@@ -78,11 +78,11 @@ def score_figure(name: str, histogram: Histogram, threshold: float) -> Any:
     return plot
 
 
-def density_figure(
-    name: str, counts: Int64[np.ndarray, "bins"], edges: Float64[np.ndarray, "bins+1"], threshold: float
+def linear_figure(
+    title: str, counts: Int64[np.ndarray, "bins"], edges: Float64[np.ndarray, "bins+1"], threshold: float
 ) -> Any:
-    """Draw the distribution of -log p, which may be negative: the axis of scores is linear."""
-    plot = panel(190, "", "spectra", y_axis_type="log", title=f"{name} (−log p, nats)", tools="")
+    """Draw the distribution of a score that may be negative or spans less than a decade: the axis is linear."""
+    plot = panel(190, "", "spectra", y_axis_type="log", title=title, tools="")
     plot.toolbar_location = None
     if counts.any():
         _bars(plot, edges[:-1], edges[1:], counts, threshold, "0.0")

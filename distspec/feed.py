@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64, UInt64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from distspec.config import Train
+from distspec.holdout import held_out, limited
 from distspec.reduce import Moments
 from distspec.store import SpectraStore
 
@@ -70,9 +71,9 @@ class Feed:
         self._rank, self._world = rank, world
         self._seed = seed if settings.seed is None else settings.seed
         usable = self.store.column("status") == 0
-        held = _held(_hash(np.arange(self.store.rows, dtype=np.uint64), seed), usable, settings.validation)
+        held = held_out(usable, settings.validation, seed)
         if limit is not None:
-            usable = _limited(usable, held, limit, self.store.chunk_rows, seed)
+            usable = limited(usable, held, limit, self.store.chunk_rows, seed)
         self.training: Bool[np.ndarray, "rows"] = usable & ~held
         self.validation: Bool[np.ndarray, "rows"] = usable & held
         chunk = self.store.chunk_rows
@@ -224,40 +225,3 @@ class _Held:
                     held[index] = part
             self._tensors = (flux, ivar, redshift)
         return self._place, self._tensors
-
-
-def _held(draw: Float64[np.ndarray, "n"], usable: Bool[np.ndarray, "rows"], share: float) -> Bool[np.ndarray, "rows"]:
-    """Choose the validation set: the rows drawn below its share, and of few spectra one at least on either side."""
-    held = draw < share
-    candidates = np.flatnonzero(usable)
-    if len(candidates) >= 2:
-        held[candidates[np.argmin(draw[candidates])]] = True
-        held[candidates[np.argmax(draw[candidates])]] = False
-    return held
-
-
-def _limited(
-    usable: Bool[np.ndarray, "rows"], held: Bool[np.ndarray, "rows"], limit: int, chunk: int, seed: int
-) -> Bool[np.ndarray, "rows"]:
-    """Choose whole chunks at random until they hold enough to train on; of the last one only what is missing."""
-    if int((usable & ~held).sum()) <= limit:
-        return usable
-    kept, left = np.zeros_like(usable), limit
-    for index in np.random.default_rng([seed, limit]).permutation(-(-len(usable) // chunk)):
-        span = slice(index * chunk, (index + 1) * chunk)
-        training = np.flatnonzero(usable[span] & ~held[span])
-        kept[span] = usable[span]
-        kept[span][training[left:]] = False
-        left -= min(left, len(training))
-        if not left and (kept & held).any():
-            break
-    return kept
-
-
-def _hash(rows: UInt64[np.ndarray, "n"], seed: int) -> Float64[np.ndarray, "n"]:
-    """Give each row a number in [0, 1) that looks random (splitmix64 of row and seed)."""
-    with np.errstate(over="ignore"):
-        mixed = rows * np.uint64(0x9E3779B97F4A7C15) + np.uint64((seed * 0xD1342543DE82EF95 + 1) % 2**64)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (mixed ^ (mixed >> np.uint64(31))).astype(np.float64) / 2.0**64

@@ -7,20 +7,31 @@
   catalogs/<digest>/         what is wanted of large catalogues, for the workers
   training/<model digest>/   state of an unfinished training, one folder per epoch
   models/<model digest>/     the finished checkpoint
+  detectors/<name>-<digest>/ a fitted classical detector; <name>-<digest>.unfinished until its last look
+  comparison/<digest>/       how far scores agree: comparison.json, overlaps.csv, errors.csv, groups.csv
+  comparison/ensemble-<digest>/  distribution of each score, by which ensembles rank
+  evaluation/<digest>/       how good detectors are: evaluation.json, evaluation.csv; part-*.npz while it is made
   tuning/<study digest>/     a search for settings: Optuna's journal, trials.csv, states of unfinished trials
   tuned.toml                 the settings that it found
   report.html, anomalies.csv
   mlflow.db, mlartifacts/    runs and models, unless a tracking server is set
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distspec.config import Experiment, Train, digest
+from distspec.config import AnyDetector, Experiment, Train, digest
 from distspec.store import Inventory, Layer
 
 __all__ = [
     "ascent_layer",
+    "compare_folder",
+    "detect_layer",
+    "detector_folder",
+    "ensemble_folder",
+    "ensemble_layer",
+    "evaluation_folder",
     "explain_layer",
     "ledger_path",
     "model_folder",
@@ -111,6 +122,71 @@ def ascent_layer(experiment: Experiment, scores: Layer) -> str:
 
 def _grown(scores: Layer) -> list[list[int]]:
     return [list(scores.parts[1:])] if len(scores.parts) > 1 else []
+
+
+def detector_folder(experiment: Experiment, detector: AnyDetector, store: str) -> Path:
+    """Folder of a classical detector that is fitted on a store of this digest."""
+    settings = detector.model_dump(mode="json")
+    # What is held out of the fit is what is held out of training.
+    drawn = (experiment.detect.sample, experiment.train.validation, experiment.seed)
+    return Path(experiment.output) / "detectors" / f"{detector.name}-{digest(settings, *drawn, store)}"
+
+
+def detect_layer(experiment: Experiment, detector: AnyDetector, store: str) -> str:
+    """Name of the layer that a classical detector's scores go to."""
+    return f"detect-{detector_folder(experiment, detector, store).name}"
+
+
+def compare_folder(experiment: Experiment, store: str, scores: Sequence[Layer], names: Sequence[str]) -> Path:
+    """Folder of the comparison of scores on a store of this digest; it changes as the store grows.
+
+    Arguments:
+        experiment: with the compare settings.
+        store: digest of the store.
+        scores: layers that are compared, or whose errors are told.
+        names: of the scores.
+    """
+    settings = experiment.compare.model_dump(mode="json", exclude={"scores"})
+    return Path(experiment.output) / "comparison" / digest(settings, *_ranked(store, scores, names))
+
+
+def ensemble_layer(store: str, scores: Sequence[Layer], names: Sequence[str]) -> str:
+    """Name of the layer of the ensembles of scores on a store of this digest; ranks change as it grows.
+
+    Arguments:
+        store: digest of the store.
+        scores: layers that hold the scores.
+        names: of the scores.
+    """
+    return f"ensemble-{digest(*_ranked(store, scores, names))}"
+
+
+def ensemble_folder(experiment: Experiment, layer: str) -> Path:
+    """Folder of the distributions by which the ensembles of a layer rank."""
+    return Path(experiment.output) / "comparison" / layer
+
+
+def _ranked(store: str, scores: Sequence[Layer], names: Sequence[str]) -> list[Any]:
+    return [store, list(names), [(layer.name, list(layer.parts)) for layer in scores]]
+
+
+def evaluation_folder(experiment: Experiment, store: str, scores: Sequence[Layer]) -> Path:
+    """Folder of what planting anomalies in a store of this digest tells of its scores; it changes as the store grows.
+
+    Arguments:
+        experiment: with the evaluate and explain settings.
+        store: digest of the store.
+        scores: layers of the detectors.
+    """
+    settings = experiment.evaluate.model_dump(mode="json")
+    explained = experiment.explain.model_dump(mode="json", exclude={"ascent", "fraction", "limit"})
+    # What is held out of every fit is what anomalies are planted in. A model that was named may have seen it.
+    drawn = (experiment.train.validation, experiment.seed, experiment.score.checkpoint is not None)
+    made = sorted(
+        [layer.name, layer.attributes.get("model", layer.attributes.get("detector")), list(layer.parts)]
+        for layer in scores
+    )
+    return Path(experiment.output) / "evaluation" / digest(settings, explained, *drawn, store, made)
 
 
 def report_path(experiment: Experiment) -> Path:

@@ -65,6 +65,8 @@ MEANINGS: dict[str, Meaning] = {
     "relative_filtered": Meaning("", "stat.fit.residual", "As relative, without windows around emission lines"),
     "relative_trimmed": Meaning("", "stat.fit.residual", "As relative, without the largest residuals"),
     "relative_filtered_trimmed": Meaning("", "stat.fit.residual", "As relative_filtered, without the largest"),
+    "rmse": Meaning("", "stat.fit.residual", "Root of the mean squared residual over good pixels, unit of the flux"),
+    "difference": Meaning("", "stat.fit.residual", "Mean over good pixels of observed minus reconstructed flux"),
     "chi2": Meaning("", "stat.fit.chi2", "Mean over the good pixels of (residual / sigma)^2"),
     "matched": Meaning("", "meta.code", "Whether the value-added table holds this object"),
     "spectrum": Meaning("", "spect", "Prepared flux, inverse variance (0: masked), wavelengths (vacuum Angstrom)"),

@@ -5,7 +5,7 @@ import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ from distspec.errors import ConfigError
 from distspec.layout import model_folder, score_layer, store_path
 from distspec.models.checkpoint import Checkpoint
 from distspec.runtime import connect, map_shards
+from distspec.scores import Scores
+from distspec.stages.compare import Compared, compare, compared_of
+from distspec.stages.detect import detect, detections_of
+from distspec.stages.evaluate import Evaluated, evaluate, evaluated_of
 from distspec.stages.explain import ascents_of, explain, explanations_of, follow
 from distspec.stages.export import Exported, export
 from distspec.stages.ingest import ingest
@@ -29,10 +33,13 @@ from distspec.store import Layer, SpectraStore
 
 __all__ = ["EXTRA", "STAGES", "Products", "check", "run"]
 
-STAGES = ("ingest", "train", "score", "explain", "report")
+STAGES = ("ingest", "train", "score", "detect", "compare", "explain", "evaluate", "report")
 
 EXTRA = ("tune", "export")
 """Stages that are run by name only; they work on whatever the others have left."""
+
+
+_EXAMPLE = '[{ kind = "pca" }, { kind = "forest" }]'
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,11 @@ class Products:
     store: SpectraStore
     checkpoint: Checkpoint | None = None
     scores: Layer | None = None
+    detected: dict[str, Layer] = field(default_factory=dict)
+    compared: Compared | None = None
     explanations: dict[str, Layer] = field(default_factory=dict)
     ascents: Layer | None = None
+    evaluated: Evaluated | None = None
     report: Path | None = None
     exported: Exported | None = None
     tuned: Tuned | None = None
@@ -79,25 +89,44 @@ def _run(experiment: Experiment, wanted: tuple[str, ...]) -> Products:
         return Products(store, tuned=tune(experiment, store))
     if last == "export":
         return Products(store, exported=export(experiment, store))
+    if last == "detect":
+        if not experiment.detect.detectors:
+            raise ConfigError(f"no detector to fit: name some, as in detect.detectors='{_EXAMPLE}'")
+        return Products(store, detected=detect(experiment, store))
     checkpoint = _model(experiment, store, make="train" in wanted)
     if last == "train":
         return Products(store, checkpoint)
+    whole = wanted == STAGES
     if "score" in wanted:
         scores = score(experiment, store, checkpoint)
     else:
         scores = store.layer(score_layer(experiment, checkpoint.sha256))
     if last == "score":
         return Products(store, checkpoint, scores)
+    detected = detect(experiment, store) if whole else detections_of(experiment, store)
+    table = Scores([scores, *detected.values()])
+    compared = compare(experiment, store, table) if "compare" in wanted else compared_of(experiment, store, table)
+    if last == "compare":
+        return Products(store, checkpoint, scores, detected, compared)
     if "explain" in wanted:
-        explanations = explain(experiment, store, checkpoint, scores)
+        explanations = explain(experiment, store, checkpoint, table)
         ascents = follow(experiment, store, checkpoint, scores)
     else:
-        explanations = explanations_of(experiment, store, scores)
+        explanations = explanations_of(experiment, store, table)
         ascents = ascents_of(experiment, store, scores)
+    made = Products(store, checkpoint, scores, detected, compared, explanations, ascents)
     if last == "explain":
-        return Products(store, checkpoint, scores, explanations, ascents)
-    page = report(experiment, store, checkpoint, scores, explanations, ascents)
-    return Products(store, checkpoint, scores, explanations, ascents, page)
+        return made
+    if last == "evaluate" or (whole and experiment.evaluate.hosts):
+        evaluated: Evaluated | None = evaluate(experiment, store, checkpoint, scores, detected)
+    else:
+        evaluated = evaluated_of(experiment, store, checkpoint, detected)
+    if last == "evaluate":
+        return replace(made, evaluated=evaluated)
+    others = [*detected.values(), *([compared.ensembles] if compared is not None and compared.ensembles else [])]
+    told = (compared.facts if compared is not None else None, evaluated.facts if evaluated is not None else None)
+    page = report(experiment, store, checkpoint, scores, explanations, ascents, others, *told)
+    return replace(made, evaluated=evaluated, report=page)
 
 
 def check(experiment: Experiment, *, mend: bool = False) -> list[str]:

@@ -20,7 +20,7 @@ from distspec.rebin import BLOCK, rebin
 from distspec.reduce import row_mean, row_median
 from distspec.spectra import Columns, Spectra, Status, WaveGrid
 
-__all__ = ["Recipe", "deredden", "extinction_curve", "luminosity_distance"]
+__all__ = ["Recipe", "clean", "deredden", "extinction_curve", "luminosity_distance", "normalizer", "scaled"]
 
 Z_MAX = 20.0
 """A larger redshift is no measurement; nothing farther than about 15 has a spectrum."""
@@ -31,6 +31,7 @@ CORRECTION_MAX = 1e15
 FLOAT32 = np.finfo(np.float32)
 
 # Annotations below: one value for each pixel of each spectrum, one value for each spectrum.
+Normalize = Median | Mean | AtWavelength | Distance | NoScale
 Windows = tuple[tuple[float, float], ...]
 Pixels = Float[np.ndarray, "n pixels"]
 Pixels32 = Float32[np.ndarray, "n pixels"]
@@ -195,6 +196,31 @@ def _comoving_distance() -> Callable[[Values], Values]:
     return spline
 
 
+def normalizer(settings: Normalize, flux: Pixels, ivar: Pixels, grid: WaveGrid, z: Values) -> Values:
+    """Give what each spectrum is to be divided by; NaN or not positive where there is no such thing.
+
+    Arguments:
+        settings: how spectra are made comparable, `Prepare.normalize`.
+        flux: spectra on the recipe's grid, finite where ivar > 0.
+        ivar: inverse variance, 0 where masked.
+        grid: that grid.
+        z: redshifts, which only `Distance` looks at.
+    """
+    match settings:
+        case Median():
+            return row_median(flux, ivar > 0)
+        case Mean():
+            return row_mean(flux, ivar > 0)
+        case AtWavelength(wave=wave, width=width):
+            return flux_at(flux, ivar, grid, wave, width)
+        case Distance(redshift=reference):
+            # Prepared flux is f (D_L(z) / D_L(z0))², Böhm, Kim & Juneau 2023, section 2.
+            ratio = luminosity_distance(np.array([reference])) / luminosity_distance(z)
+            return np.asarray(np.minimum(ratio, 1e30) ** 2)  # the limit keeps a z of 1e-200 from overflowing
+        case NoScale():
+            return np.ones(len(flux))
+
+
 def rescale(flux: Pixels, ivar: Pixels, norm: Values) -> PixelPair:
     """Divide each spectrum by its norm, and multiply its ivar by the square; masked where the norm is NaN."""
     known = np.isfinite(norm)
@@ -242,6 +268,14 @@ def _to_float32(flux: Pixels, ivar: Pixels) -> tuple[Pixels32, Pixels32]:
     """Round to storage precision; a pixel that float32 cannot hold is masked instead of infinite."""
     good = (np.abs(flux) <= FLOAT32.max) & (ivar <= FLOAT32.max) & (ivar >= FLOAT32.tiny)
     return np.where(good, flux, 0.0).astype(np.float32), np.where(good, ivar, 0.0).astype(np.float32)
+
+
+def scaled(flux: Pixels, ivar: Pixels, norm: Values, max_pixel_snr: float | None) -> tuple[Pixels32, Pixels32]:
+    """Take the last steps of every recipe: divide by the norm, apply the noise floor if any, round to float32."""
+    flux, ivar = rescale(flux, ivar, norm)
+    if max_pixel_snr is not None:
+        ivar = noise_floor(flux, ivar, max_pixel_snr)
+    return _to_float32(flux, ivar)
 
 
 def cut(columns: Columns, cuts: Cuts) -> Bits:
@@ -397,33 +431,14 @@ class Recipe:
             flux, ivar = deredden(flux, ivar, ebv, self._curve)
         shift = z if settings.frame == "rest" else np.zeros(len(z))
         flux, ivar = rebin(flux, ivar, self.source_grid, self.grid, shift, settings.rebin)
-        norm, wanted = self._norm(flux, ivar, z), (ivar > 0).any(axis=1)
+        norm, wanted = normalizer(settings.normalize, flux, ivar, self.grid, z), (ivar > 0).any(axis=1)
         if self._placed:
             wanted &= np.isfinite(z)
         norm = np.where(wanted & (norm > FLOAT32.tiny) & (norm <= FLOAT32.max), norm, np.nan)
         status[wanted & np.isnan(norm)] |= int(Status.NO_SCALE)
         if settings.flux_factor:
             norm = norm / (1.0 + np.where(wanted, z, 0.0))
-        flux, ivar = rescale(flux, ivar, norm)
-        if settings.max_pixel_snr is not None:
-            ivar = noise_floor(flux, ivar, settings.max_pixel_snr)
-        return *_to_float32(flux, ivar), norm
-
-    def _norm(self, flux: Pixels, ivar: Pixels, z: Values) -> Values:
-        """Give what each spectrum is to be divided by; NaN or not positive where there is no such thing."""
-        match self.settings.normalize:
-            case Median():
-                return row_median(flux, ivar > 0)
-            case Mean():
-                return row_mean(flux, ivar > 0)
-            case AtWavelength(wave=wave, width=width):
-                return flux_at(flux, ivar, self.grid, wave, width)
-            case Distance(redshift=reference):
-                # Prepared flux is f (D_L(z) / D_L(z0))², Böhm, Kim & Juneau 2023, section 2.
-                ratio = luminosity_distance(np.array([reference])) / luminosity_distance(z)
-                return np.asarray(np.minimum(ratio, 1e30) ** 2)  # the limit keeps a z of 1e-200 from overflowing
-            case NoScale():
-                return np.ones(len(flux))
+        return *scaled(flux, ivar, norm, settings.max_pixel_snr), norm
 
     def __repr__(self) -> str:
         return f"Recipe({self.source_grid} -> {self.settings.frame} {self.grid})"

@@ -1,23 +1,23 @@
-"""Where spectra stand among all others of a score layer: distributions, top lists, ranks, overlap of lists.
+"""Where spectra stand among all others: distributions, top lists, ranks, overlap of lists.
 
 Layers are read shard by shard and whatever is kept has the size of its answer, so a survey of any size will do.
 """
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
 from distspec.reduce import Histogram, TopK
-from distspec.store import Layer
+from distspec.scores import Scores
 
-__all__ = ["distributions", "listed", "overlap", "ranks", "score_names", "spread", "top_list"]
+__all__ = ["distributions", "listed", "overlap", "ranks", "spread", "top_list"]
 
 
-def score_names(scores: Layer) -> list[str]:
-    """Name the scores of a layer: its fields that hold one number per row."""
-    return [name for name, (_, shape) in scores.fields.items() if shape == ()]
+_WAITING: Final = 1_000_000
+"""Values that are held before a list is cut to its length."""
 
 
 def listed(scored: int, fraction: float) -> int:
@@ -31,9 +31,9 @@ def listed(scored: int, fraction: float) -> int:
     return min(scored, math.ceil(fraction * scored - 1e-9))
 
 
-def distributions(scores: Layer) -> dict[str, Histogram]:
+def distributions(scores: Scores) -> dict[str, Histogram]:
     """Count the values of every score; NaN, which marks what is set aside, is not counted."""
-    names = score_names(scores)
+    names = scores.names
     found = {name: Histogram.zero() for name in names}
     for shard in range(scores.shards):
         for name, values in zip(names, scores.read_shard(shard, *names), strict=True):
@@ -41,7 +41,7 @@ def distributions(scores: Layer) -> dict[str, Histogram]:
     return found
 
 
-def spread(scores: Layer, name: str, bins: int) -> tuple[Int64[np.ndarray, "bins"], Float64[np.ndarray, "bins+1"]]:
+def spread(scores: Scores, name: str, bins: int) -> tuple[Int64[np.ndarray, "bins"], Float64[np.ndarray, "bins+1"]]:
     """Count the values of one score in bins of equal width from the least to the largest; give their edges, too."""
     low, high = math.inf, -math.inf
     for shard in range(scores.shards):
@@ -57,23 +57,28 @@ def spread(scores: Layer, name: str, bins: int) -> tuple[Int64[np.ndarray, "bins
     return counts, edges
 
 
-def top_list(scores: Layer, name: str, size: int, histogram: Histogram) -> TopK:
+def top_list(scores: Scores, name: str, size: int, histogram: Histogram) -> TopK:
     """Find the `size` rows of largest score, best first.
 
-    The histogram tells beforehand which values can be in the list, so that each shard gives only those: no list is
-    merged again and again.
+    The histogram tells beforehand which values can be in the list, so that each shard gives only those and hardly any
+    list is merged.
     """
     if size == 0:
         return TopK.zero(0)
     floor = _floor(histogram, size)
-    rows, kept = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+    best, rows, kept, waiting = TopK.zero(size), [np.zeros(0, np.int64)], [np.zeros(0, np.float32)], 0
     for shard in range(scores.shards):
         start, stop = scores.bounds(shard)
         values = scores.read(name, start, stop)
         near = np.flatnonzero(values >= floor)
         rows.append(near + start)
         kept.append(values[near])
-    return TopK.of(size, np.concatenate(rows), np.concatenate(kept))
+        waiting += len(near)
+        # Where the histogram cannot tell (it knows no negative values), what waits is cut down from time to time.
+        if waiting > max(_WAITING, 4 * size):
+            best += TopK.of(size, np.concatenate(rows), np.concatenate(kept))
+            rows, kept, waiting = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)], 0
+    return best + TopK.of(size, np.concatenate(rows), np.concatenate(kept))
 
 
 def _floor(histogram: Histogram, size: int) -> float:
@@ -85,7 +90,7 @@ def _floor(histogram: Histogram, size: int) -> float:
     return float(Histogram.edges()[lowest]) if lowest > 0 else -math.inf
 
 
-def ranks(scores: Layer, name: str, values: Shaped[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
+def ranks(scores: Scores, name: str, values: Shaped[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
     """Give the rank of each value among all scored spectra: 1 + the number of larger scores."""
     larger = np.zeros(len(values), np.int64)
     for shard in range(scores.shards):

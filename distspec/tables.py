@@ -41,7 +41,8 @@ __all__ = [
     "to_qtable",
 ]
 
-SCORES = "score-"
+SCORES = ("score-", "detect-", "ensemble-")
+"""How the names of layers with scores begin."""
 VALUES = "values-"
 MISSING = "missing/"
 """Companion fields of a layer: `missing/x` is 1 where a matched row has no value for `x`."""
@@ -186,7 +187,7 @@ def table_layers(store: SpectraStore) -> list[str]:
     for layer in open_layers(store, VALUES):
         key = repr(sorted(layer.attributes["settings"].items()))
         newest[key] = max(newest.get(key, (-1, "")), (int(layer.attributes["changed"]), layer.name))
-    scores = [layer.name for layer in open_layers(store, SCORES)]
+    scores = [layer.name for prefix in SCORES for layer in open_layers(store, prefix)]
     return scores + sorted(name for _, name in newest.values())
 
 

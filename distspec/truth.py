@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from distspec.errors import LayoutError
-from distspec.ranking import distributions, listed, score_names, top_list
+from distspec.ranking import distributions, listed, top_list
 from distspec.reduce import Histogram
+from distspec.scores import Scores
 from distspec.spectra import WaveGrid
 from distspec.store import Layer, SpectraStore
 
@@ -58,13 +59,13 @@ class Recovery:
 
 
 def recovery(
-    store: SpectraStore, scores: Layer, fraction: float = 0.02, histograms: dict[str, Histogram] | None = None
+    store: SpectraStore, scores: Scores, fraction: float = 0.02, histograms: dict[str, Histogram] | None = None
 ) -> Recovery:
     """Count the planted spectra in each score's top list.
 
     Arguments:
         store: a simulated survey.
-        scores: layer of its scores, NaN for what is set aside.
+        scores: its scores, NaN for what is set aside.
         fraction: length of the top lists, as a share of the scored spectra.
         histograms: `ranking.distributions` of the layer, if known already.
 
@@ -78,7 +79,7 @@ def recovery(
     names = [str(kind) for kind in np.unique(kinds[kinds != ""])]
     size = listed(int(usable.sum()), fraction)
     found = {}
-    for score in score_names(scores):
+    for score in scores.names:
         top = kinds[top_list(scores, score, size, histograms[score]).rows]
         found[score] = {kind: int((top == kind).sum()) for kind in names}
     planted = {kind: int((usable & (kinds == kind)).sum()) for kind in names}

@@ -3,9 +3,11 @@
 import numpy as np
 import torch
 
-from distspec.accuracy import ROWS, as_text
-from distspec.config import Experiment
+from distspec.accuracy import ROWS, as_text, measure
+from distspec.config import Convolutional, Experiment
 from distspec.feed import Feed
+from distspec.models.build import build_autoencoder
+from distspec.models.group import ALONE
 from distspec.pipeline import Products
 
 
@@ -36,6 +38,23 @@ def test_the_table_is_what_numpy_says(whole: tuple[Experiment, Products]) -> Non
     for part, chosen in zip(table["snr_bins"], np.array_split(order, 3), strict=True):
         assert part["spectra"] == len(chosen)
         np.testing.assert_allclose(part["rmse"], np.sqrt(mse[chosen]).mean(), rtol=1e-4)
+
+
+def test_errors_of_a_convolutional_model_are_those_of_scaled_flux(whole: tuple[Experiment, Products]) -> None:
+    experiment, made = whole
+    torch.manual_seed(1)
+    model = build_autoencoder(Convolutional(channels=(4, 2)), made.store.grid).eval()
+    feed = Feed(made.store.path, experiment.train, experiment.seed)
+    found = measure(model, feed, ALONE)
+    spectra = made.store.take(np.flatnonzero(feed.validation))
+    flux = np.where(spectra.good, spectra.flux, 0.0).astype(np.float32)
+    with torch.no_grad():
+        left = flux - model(torch.from_numpy(flux), torch.from_numpy(spectra.ivar))[0].numpy()
+    largest = flux.max(axis=1)
+    assert largest.min() > 1.1
+    expected = [((one[good] / top) ** 2).mean() for one, good, top in zip(left, spectra.good, largest, strict=True)]
+    np.testing.assert_allclose(found.mse, expected, rtol=1e-4)
+    assert found.unit == "flux scaled to [0, 1]"
 
 
 def test_as_text_it_has_a_line_for_each_statistic_and_third(whole: tuple[Experiment, Products]) -> None:

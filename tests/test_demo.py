@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from distspec.scores import Scores
 from distspec.sources.simulate import STRONG
 from distspec.store import SpectraStore
 from distspec.truth import pointing, recovery
@@ -37,7 +38,7 @@ def test_the_demo_finds_the_strong_anomalies_and_points_at_them(tmp_path: Path) 
     demo(tmp_path)
     store = SpectraStore.open(tmp_path / "distspec-demo/store.zarr")
     scores = store.layer(next(name for name in store.layers() if name.startswith("score")))
-    found = recovery(store, scores, 0.02)
+    found = recovery(store, Scores([scores]), 0.02)
     best = found.best(STRONG)
     assert found.recall(best, STRONG) > 0.6
     explained = pointing(store, store.layer(next(name for name in store.layers() if name.startswith("explain"))))

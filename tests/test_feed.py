@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distspec import feed as module
+from distspec import holdout
 from distspec.config import Train
 from distspec.feed import Feed
 from distspec.spectra import Spectra
@@ -80,7 +80,7 @@ def test_a_pixel_of_1e30_does_not_become_the_mean_spectrum(
 
 def test_even_two_spectra_can_be_trained_and_validated_on(store: SpectraStore) -> None:
     draw = np.array([0.5, 0.9, 0.7])
-    held = module._held(draw, np.array([True, False, True]), 0.01)
+    held = holdout._drawn(draw, np.array([True, False, True]), 0.01)
     assert held.tolist() == [True, False, False]
 
 

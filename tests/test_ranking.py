@@ -1,14 +1,18 @@
 """Top lists, ranks and overlaps read by shard equal those of the whole array."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distspec.ranking import distributions, listed, overlap, ranks, score_names, top_list
+from distspec.errors import LayoutError
+from distspec.ranking import distributions, listed, overlap, ranks, top_list
 from distspec.reduce import TopK
+from distspec.scores import Scores
 from distspec.spectra import WaveGrid
-from distspec.store import Layer, SpectraStore
+from distspec.store import SpectraStore
 
 ROWS = 1_000
 
@@ -25,7 +29,7 @@ def values() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def layer(values: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Layer:
+def scores(values: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Scores:
     grid = WaveGrid.between("log", 4000.0, 5000.0, 16)
     store = SpectraStore.create(
         tmp_path_factory.mktemp("ranking") / "store.zarr",
@@ -44,39 +48,59 @@ def layer(values: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Layer
         part = slice(*layer.bounds(shard))
         latents = np.zeros((len(values[part]), 2), np.float32)
         layer.write(shard, {"latents": latents, "a": values[part], "b": -np.abs(values[part])})
-    return layer
+    other = store.create_layer("detect-c", {"c": ("f4", ()), "region": ("i4", ())}, {"scores": ["c"]})
+    for shard in range(other.shards):
+        part = slice(*other.bounds(shard))
+        other.write(shard, {"c": 2 * values[part], "region": np.zeros(len(values[part]), np.int32)})
+    return Scores([layer, other])
 
 
-def test_scores_are_the_fields_of_one_number(layer: Layer) -> None:
-    assert score_names(layer) == ["a", "b"]
+def test_scores_of_several_layers_stand_side_by_side(scores: Scores, values: np.ndarray) -> None:
+    assert scores.names == ["a", "b", "c"]
+    assert (scores.rows, scores.shards) == (ROWS, 4)
+    np.testing.assert_array_equal(scores.take("c", np.array([4, 300, 2])), 2 * values[[4, 300, 2]])
+    np.testing.assert_array_equal(scores.read("b", 250, 650), -np.abs(values[250:650]))
+    assert scores.only(["c", "a"]).names == ["c", "a"] and scores.only(["c"]).key == ("detect-c",)
 
 
-def test_distributions_count_every_score_once(layer: Layer, values: np.ndarray) -> None:
+def test_a_score_that_comes_twice_or_is_unknown_is_refused(scores: Scores) -> None:
+    with pytest.raises(LayoutError, match="'c' is in detect-c and in detect-c"):
+        Scores([*scores.layers, scores.layer("c")])
+    with pytest.raises(LayoutError, match="no score 'd'; there are a, b, c"):
+        scores.layer("d")
+
+
+def test_distributions_count_every_score_once(scores: Scores, values: np.ndarray) -> None:
     known = int((~np.isnan(values)).sum())
-    assert {name: int(histogram.counts.sum()) for name, histogram in distributions(layer).items()} == {
+    assert {name: int(histogram.counts.sum()) for name, histogram in distributions(scores).items()} == {
         "a": known,
         "b": known,
+        "c": known,
     }
 
 
 @pytest.mark.parametrize("size", [1, 2, 17, 150, 400, 909, 5_000])
+@pytest.mark.parametrize("waiting", [1_000_000, 200])
 @pytest.mark.parametrize("name", ["a", "b"])
-def test_top_lists_equal_those_of_the_whole(layer: Layer, values: np.ndarray, name: str, size: int) -> None:
+def test_top_lists_equal_those_of_the_whole(
+    scores: Scores, values: np.ndarray, name: str, size: int, waiting: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("distspec.ranking._WAITING", waiting)
     whole = values if name == "a" else -np.abs(values)
     expected = TopK.of(size, np.arange(ROWS), whole)
-    found = top_list(layer, name, size, distributions(layer)[name])
+    found = top_list(scores, name, size, distributions(scores)[name])
     np.testing.assert_array_equal(found.rows, expected.rows)
     np.testing.assert_array_equal(found.scores, expected.scores)
 
 
-def test_a_list_of_nothing_is_empty(layer: Layer) -> None:
-    assert len(top_list(layer, "a", 0, distributions(layer)["a"]).rows) == 0
+def test_a_list_of_nothing_is_empty(scores: Scores) -> None:
+    assert len(top_list(scores, "a", 0, distributions(scores)["a"]).rows) == 0
 
 
-def test_ranks_count_the_larger_ones(layer: Layer, values: np.ndarray) -> None:
+def test_ranks_count_the_larger_ones(scores: Scores, values: np.ndarray) -> None:
     asked = values[[6, 5, 100, 101]]
     expected = [1 + int((values > value).sum()) for value in asked]
-    np.testing.assert_array_equal(ranks(layer, "a", asked), expected)
+    np.testing.assert_array_equal(ranks(scores, "a", asked), expected)
 
 
 def test_overlap_is_the_share_in_common() -> None:

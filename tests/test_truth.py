@@ -7,6 +7,7 @@ import pytest
 
 from distspec.errors import LayoutError
 from distspec.explainers.lime import uniform_segments
+from distspec.scores import Scores
 from distspec.spectra import Spectra, Status, WaveGrid
 from distspec.store import Layer, SpectraStore, field_of
 from distspec.truth import has_truth, pointing, recovery, truth_windows
@@ -49,7 +50,7 @@ def _store(folder: Path, frame: str = "rest", truth: bool = True) -> SpectraStor
     return store
 
 
-def _scores(store: SpectraStore, **ranked: list[int]) -> Layer:
+def _scores(store: SpectraStore, **ranked: list[int]) -> Scores:
     """Make a layer whose scores put the given rows on top, in order."""
     layer = store.create_layer("score-x", {"latents": ("f4", (1,))} | dict.fromkeys(ranked, ("f4", ())))
     values = {}
@@ -61,7 +62,7 @@ def _scores(store: SpectraStore, **ranked: list[int]) -> Layer:
         part = slice(*layer.bounds(shard))
         latents = np.zeros((part.stop - part.start, 1), np.float32)
         layer.write(shard, {"latents": latents} | {name: column[part] for name, column in values.items()})
-    return layer
+    return Scores([layer])
 
 
 def _explanation(store: SpectraStore, weights: dict[int, dict[int, float]], segments: int = 10) -> Layer:

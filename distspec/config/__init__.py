@@ -16,7 +16,8 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from distspec.config.base import ScoreName, Settings
+from distspec.config.base import ENSEMBLES, METRICS, RECONSTRUCTION, ScoreName, Settings, metric_scores
+from distspec.config.detect import AnyDetector, Compare, Detect, Errors, Evaluate, Fisher, Forest, Isolation, Pca
 from distspec.config.fetch import Fetch, FetchDesi, FetchSdss, FetchSparcl, Transfer
 from distspec.config.models import (
     AnyDensity,
@@ -64,19 +65,27 @@ from distspec.config.stages import (
 from distspec.errors import ConfigError
 
 __all__ = [
+    "ENSEMBLES",
+    "METRICS",
+    "RECONSTRUCTION",
     "AnyDensity",
+    "AnyDetector",
     "Architecture",
     "Ascent",
     "AtWavelength",
+    "Compare",
     "Condition",
     "Convolutional",
     "Cuts",
     "Dense",
     "Density",
     "Desi",
+    "Detect",
     "Distance",
     "DustColumn",
     "DustMap",
+    "Errors",
+    "Evaluate",
     "Experiment",
     "Explain",
     "Export",
@@ -84,14 +93,18 @@ __all__ = [
     "FetchDesi",
     "FetchSdss",
     "FetchSparcl",
+    "Fisher",
     "Fit",
+    "Forest",
     "Grid",
     "Ingest",
+    "Isolation",
     "Lamost",
     "Mean",
     "Median",
     "NoDust",
     "NoScale",
+    "Pca",
     "Prepare",
     "Redshifted",
     "Report",
@@ -121,6 +134,7 @@ __all__ = [
     "dump",
     "load",
     "load_fetch",
+    "metric_scores",
     "presets",
 ]
 

@@ -1,28 +1,44 @@
 """What all settings classes share: they are frozen, strictly checked, and refuse unknown keys."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["Count", "Fraction", "Off", "Positive", "ScoreName", "Settings"]
+__all__ = [
+    "ENSEMBLES",
+    "METRICS",
+    "RECONSTRUCTION",
+    "Count",
+    "Fraction",
+    "Off",
+    "Positive",
+    "ScoreName",
+    "Settings",
+    "metric_scores",
+]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-ScoreName = Literal[
-    "mse",
-    "mse_filtered",
-    "mse_trimmed",
-    "mse_filtered_trimmed",
-    "relative",
-    "relative_filtered",
-    "relative_trimmed",
-    "relative_filtered_trimmed",
-    "chi2",
-    "density",
-]
-"""Eight scores of Ortiz & Boquien, the masked chi-squared per good pixel (detectors/reconstruction.py), and with
-`train.density` -log p of the latents (models/density.py)."""
+ScoreName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+"""One of `RECONSTRUCTION`, of another metric's eight, `density`, a classical detector's name, or an ensemble."""
+
+VARIANTS = ("", "_filtered", "_trimmed", "_filtered_trimmed")
+"""Of every reconstruction score: all pixels, without windows around emission lines, without the largest residuals."""
+
+RECONSTRUCTION = (*(f"mse{name}" for name in VARIANTS), *(f"relative{name}" for name in VARIANTS), "chi2")
+"""Eight scores of Ortiz & Boquien, and the masked chi-squared per good pixel (detectors/reconstruction.py)."""
+
+METRICS = {"mad": 1.0, "lp": 0.33}
+"""Other exponents of the residuals, by the name of the score."""
+
+ENSEMBLES = ("rank_mean", "rank_union")
+"""Scores that `distspec compare` makes of all that it compares."""
+
+
+def metric_scores(metric: str) -> tuple[str, ...]:
+    """Name the eight scores of one of `METRICS`: `mad`, `mad_filtered`, ..., `mad_relative_filtered_trimmed`."""
+    return tuple(f"{metric}{weight}{name}" for weight in ("", "_relative") for name in VARIANTS)
 
 
 def _unset(value: Any) -> Any:

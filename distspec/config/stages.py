@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distspec.config.base import Count, Off, Positive, ScoreName, Settings
+from distspec.config.base import (
+    ENSEMBLES,
+    RECONSTRUCTION,
+    Count,
+    Off,
+    Positive,
+    ScoreName,
+    Settings,
+    metric_scores,
+)
+from distspec.config.detect import Compare, Detect, Evaluate
 from distspec.config.models import AnyDensity, Architecture, Dense, Fit
 from distspec.config.prepare import Prepare
 from distspec.config.sources import Simulate, Source
@@ -157,6 +167,8 @@ class Score(Settings):
     """Trimmed scores keep this percentage of the smallest residuals."""
     epsilon: Positive = 1e-3
     """Added to the flux that the weighted scores divide by."""
+    metrics: tuple[Literal["mad", "lp"], ...] = ()
+    """Further exponents of the residuals, each with eight scores: `mad` 1, `lp` 0.33; that of `mse` is 2."""
     top: Count = 1_000
     """Length of the top lists that the summary keeps."""
     batch: Count = 1_024
@@ -264,18 +276,36 @@ class Experiment(Settings):
     train: Train = Train()
     tune: Tune = Tune()
     score: Score = Score()
+    detect: Detect = Detect()
+    compare: Compare = Compare()
     explain: Explain = Explain()
+    evaluate: Evaluate = Evaluate()
     report: Report = Report()
     export: Export = Export()
     runtime: Runtime = Runtime()
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
-    def _density(self) -> "Experiment":
-        asked = {"explain.scores": self.explain.scores, "report.score": (self.report.score,)}
-        for name, scores in asked.items():
-            if "density" in scores and self.train.density is None and self.score.checkpoint is None:
-                raise ValueError(
-                    f"{name} names 'density', which needs train.density: set train.density.kind = 'sliced'"
-                )
+    def _known_scores(self) -> "Experiment":
+        known = {*RECONSTRUCTION, *(name for metric in self.score.metrics for name in metric_scores(metric))}
+        detectors = {detector.name for detector in self.detect.detectors}
+        detectors |= {f"{one.name}_mixture" for one in self.detect.detectors if one.kind == "fisher"}
+        taken = sorted(detectors & {*known, *ENSEMBLES, "density"})
+        if taken:
+            raise ValueError(f"a detector cannot be named {taken[0]!r}, which is another score; set its name")
+        known |= detectors | ({"density"} if self.train.density or self.score.checkpoint else set())
+        # An ensemble ranks the whole survey and says nothing of one changed spectrum, so it cannot be explained.
+        for setting, scores, more in (
+            ("explain.scores", self.explain.scores, ()),
+            ("compare.scores", self.compare.scores, ()),
+            ("report.score", (self.report.score,), ENSEMBLES),
+        ):
+            for name in scores:
+                if name == "density" and name not in known:
+                    raise ValueError(
+                        f"{setting} names 'density', which needs train.density: set train.density.kind = 'sliced'"
+                    )
+                if name not in known and name not in more:
+                    there = ", ".join(sorted({*known, *more}))
+                    raise ValueError(f"{setting} names {name!r}, which is no score here; there are {there}")
         return self

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from distspec.config import Score
-from distspec.detectors.reconstruction import SCORES, reconstruction_scores
+from distspec.detectors.reconstruction import reconstruction_scores, scores_of
 from distspec.errors import ConfigError
 from distspec.lines import near_lines
 from distspec.models.autoencoder import TwoStage
@@ -19,10 +19,14 @@ from distspec.models.convolutional import ConvolutionalAutoencoder
 from distspec.models.redshifted import RedshiftedAutoencoder
 from distspec.spectra import Spectra
 
-__all__ = ["DENSITY", "ModelDetector", "ModelScores", "Scored", "names_of"]
+__all__ = ["DENSITY", "ERRORS", "ModelDetector", "ModelScores", "Scored", "names_of"]
 
 DENSITY = "density"
 """Name of the score -log p(z) of the latents z, p summed over classes (Böhm, Kim & Juneau, §2.3)."""
+
+
+ERRORS = ("rmse", "difference")
+"""Fields of `Scored` that tell of a spectrum's errors as Sharma et al. tabulate them; a difference may be negative."""
 
 
 class Scored(NamedTuple):
@@ -32,16 +36,21 @@ class Scored(NamedTuple):
         scores: in the order of `names_of`; higher = odder.
         latents: of the autoencoder.
         posterior: probability of each class of the density; no columns where the model has none.
+        rmse: root of the mean squared residual over good pixels, in the unit of the store.
+        difference: mean over good pixels of observed minus reconstructed flux.
     """
 
     scores: Float32[np.ndarray, "n k"]
     latents: Float32[np.ndarray, "n latents"]
     posterior: Float32[np.ndarray, "n classes"]
+    rmse: Float32[np.ndarray, "n"]
+    difference: Float32[np.ndarray, "n"]
 
 
-def names_of(checkpoint: Checkpoint) -> tuple[str, ...]:
+def names_of(checkpoint: Checkpoint, settings: Score) -> tuple[str, ...]:
     """Name the scores of a model."""
-    return (*SCORES, DENSITY) if checkpoint.density is not None else SCORES
+    names = scores_of(settings)
+    return (*names, DENSITY) if checkpoint.density is not None else names
 
 
 class ModelScores:
@@ -54,7 +63,7 @@ class ModelScores:
     """
 
     def __init__(self, checkpoint: Checkpoint, settings: Score, device: str = "cpu") -> None:
-        self.names = names_of(checkpoint)
+        self.names = names_of(checkpoint, settings)
         self._model = checkpoint.model.to(device).eval()
         self._density = None if checkpoint.density is None else checkpoint.density.to(device).eval()
         self._latents = checkpoint.latents
@@ -67,12 +76,12 @@ class ModelScores:
         """Give all scores, the latents and the classes of the spectra."""
         classes = 0 if self._density is None else len(self._density.names)
         if not len(spectra):
-            widths = (len(self.names), self._latents, classes)
-            return Scored(*(np.zeros((0, width), np.float32) for width in widths))
+            shapes = ((0, len(self.names)), (0, self._latents), (0, classes), (0,), (0,))
+            return Scored(*(np.zeros(shape, np.float32) for shape in shapes))
         parts = [self._batch(spectra[start]) for start in self._slices(spectra)]
         return Scored(*(torch.cat(columns).numpy() for columns in zip(*parts, strict=True)))
 
-    def _batch(self, spectra: Spectra) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch(self, spectra: Spectra) -> tuple[Tensor, ...]:
         flux, ivar, redshift = self._bring(spectra)
         reconstruction, latents = self._model(flux, ivar, redshift)
         judged = within_reach(self._model, ivar, redshift)
@@ -81,7 +90,8 @@ class ModelScores:
         if self._density is not None:
             density, posterior = self._density.score_and_posterior(latents)
             scores = torch.cat([scores, density[:, None]], dim=1)
-        return scores.cpu(), latents.float().cpu(), posterior.cpu()
+        found = (scores, latents.float(), posterior, *_errors(flux, judged, reconstruction))
+        return tuple(tensor.cpu() for tensor in found)
 
     @torch.inference_mode()
     def one(self, spectra: Spectra, name: str) -> Float32[np.ndarray, "n"]:
@@ -96,7 +106,7 @@ class ModelScores:
                 reconstruction = self._model(flux, ivar, redshift)[0]
                 judged = within_reach(self._model, ivar, redshift)
                 found = reconstruction_scores(flux, judged, reconstruction, self._away(part), self._settings)
-                scores.append(found[:, SCORES.index(name)].cpu())
+                scores.append(found[:, self.names.index(name)].cpu())
         values: Float32[np.ndarray, "n"] = torch.cat(scores).numpy()
         return values
 
@@ -144,6 +154,17 @@ class ModelScores:
 def _tensor(values: Float32[np.ndarray, "n pixels"]) -> Float32[Tensor, "n pixels"]:
     """Share an array with torch; one that must not be written to, such as a repeated row, is copied as torch asks."""
     return torch.from_numpy(np.require(values, requirements="W"))
+
+
+def _errors(flux: Tensor, ivar: Tensor, reconstruction: Tensor) -> tuple[Float32[Tensor, "n"], Float32[Tensor, "n"]]:
+    """Give root mean square and mean of what a reconstruction leaves of the good pixels; NaN where there is none."""
+    good = ivar > 0
+    count = good.sum(dim=1)
+    left = torch.where(good, flux - reconstruction, 0.0).double()
+    # What no float32 can hold stays the largest number there is, as in the scores.
+    most = torch.finfo(torch.float32).max
+    rmse, difference = (left.square().sum(dim=1) / count).sqrt(), left.sum(dim=1) / count
+    return rmse.clamp_max(most).float(), difference.clamp(-most, most).float()
 
 
 def _brightness(

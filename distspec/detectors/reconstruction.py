@@ -1,22 +1,23 @@
 """Scores from what an autoencoder fails to reconstruct: eight variants, and chi-squared, from one pass.
 
+The same eight with absolute residuals (MAD) and with their power 0.33 (Lp) are made where the settings ask for them.
 The eight are {plain, filtered, trimmed, filtered and trimmed} x {squared error, weighted by inverse flux}. As in the
 public code of Ortiz & Boquien, a score is the *root of the sum* of the kept terms, not their mean; ranks are the same
 for one variant, magnitudes are not comparable between variants or between spectra of very different coverage.
 """
 
-from typing import Final, get_args
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from distspec.config import Score, ScoreName
+from distspec.config import METRICS, RECONSTRUCTION, Score, metric_scores
 
-__all__ = ["SCORES", "reconstruction_scores"]
+__all__ = ["SCORES", "reconstruction_scores", "scores_of"]
 
-SCORES: Final[tuple[str, ...]] = tuple(name for name in get_args(ScoreName) if name != "density")
-"""Names of the scores, in the order of `reconstruction_scores`. `chi2` is the masked chi-squared per good pixel."""
+SCORES: Final[tuple[str, ...]] = RECONSTRUCTION
+"""Names of the scores that are always made. `chi2` is the masked chi-squared per good pixel."""
 
 _BLOCK: Final = 128
 """Spectra scored at once on a processor: the temporaries then stay in a core's cache."""
@@ -25,19 +26,24 @@ _GROUP: Final = 4
 """Pixels of a group in the search for the largest residuals."""
 
 
+def scores_of(settings: Score) -> tuple[str, ...]:
+    """Name the scores of `reconstruction_scores`, in their order: `SCORES`, then eight for each further metric."""
+    return (*SCORES, *(name for metric in settings.metrics for name in metric_scores(metric)))
+
+
 def reconstruction_scores(
     flux: Float[Tensor, "n pixels"],
     ivar: Float[Tensor, "n pixels"],
     reconstruction: Float[Tensor, "n pixels"],
     away: Bool[Tensor, "#n pixels"],
     settings: Score,
-) -> Float[Tensor, "n 9"]:
+) -> Float[Tensor, "n k"]:
     """Compute all scores of a batch.
 
     With r = |x̂ - x|, the order is: leave out masked and (filtered) line pixels; of the N' that remain keep the
-    K = int(0.01 · percentage · N') smallest r (trimmed); sum r², or r²/(max(x, 0) + ε) (relative), over the kept;
-    take the root. The observed flux is clipped at zero in the weight, since surveys without the cut σ < x hold
-    negative fluxes.
+    K = int(0.01 · percentage · N') smallest r (trimmed); sum r^p, or r^p/(max(x, 0) + ε) (relative), over the kept;
+    take the power 1/p. For `mse` and `relative` p = 2; `METRICS` has the others. The observed flux is clipped at zero
+    in the weight, since surveys without the cut σ < x hold negative fluxes.
 
     References:
         Ortiz & Boquien 2025, arXiv 2510.05235, and its public code; Böhm, Kim & Juneau for chi-squared.
@@ -47,19 +53,21 @@ def reconstruction_scores(
         ivar: its inverse variance, 0 = masked.
         reconstruction: x̂.
         away: True for pixels away from the filtered lines; one row serves all spectra.
-        settings: trimming percentage and ε.
+        settings: trimming percentage, ε, and further metrics.
 
     Returns:
-        Scores in the order of `SCORES`; NaN for a spectrum without a good pixel.
+        Scores in the order of `scores_of` the settings; NaN for a spectrum without a good pixel.
     """
     if not len(flux):
-        return flux.new_zeros((0, len(SCORES)))
+        return flux.new_zeros((0, len(scores_of(settings))))
     rows = _BLOCK if flux.device.type == "cpu" else len(flux)
     parts = []
     for start in range(0, len(flux), rows):
         part = slice(start, start + rows)
         nearby = away if len(away) == 1 else away[part]
-        parts.append(_block_scores(flux[part], ivar[part], reconstruction[part], nearby, settings))
+        block = (flux[part], ivar[part], reconstruction[part], nearby, settings)
+        scores = [_block_scores(*block), *(_metric_scores(*block, METRICS[metric]) for metric in settings.metrics)]
+        parts.append(torch.cat(scores, dim=1))
     return torch.cat(parts)
 
 
@@ -119,6 +127,41 @@ def _block_scores(
     # A score beyond the range of the output stays the largest number there is.
     scores = scores.clamp_max(torch.finfo(flux.dtype).max).to(flux.dtype)
     return torch.where(count > 0, scores, torch.nan)
+
+
+def _metric_scores(
+    flux: Float[Tensor, "n pixels"],
+    ivar: Float[Tensor, "n pixels"],
+    reconstruction: Float[Tensor, "n pixels"],
+    away: Bool[Tensor, "#n pixels"],
+    settings: Score,
+    power: float,
+) -> Float[Tensor, "n 8"]:
+    """Compute the eight scores of a few spectra with another exponent of the residuals, in double precision.
+
+    Powers of one and less neither overflow nor let one pixel drown the others, so plain sums will do.
+    """
+    good = ivar > 0
+    zero = flux.new_zeros(())
+    residual = torch.where(good, reconstruction - flux, zero).double().abs_()
+    floor = torch.where(good, flux, zero).double().clamp_min_(0.0).add_(settings.epsilon)
+    share = 0.01 * settings.trim_percentage
+    columns = []
+    for considered in (good, good & away):
+        count = considered.sum(dim=1, keepdim=True)
+        dropped = count - (count.double() * share).long()
+        # Pixels that are not considered come last; of equal residuals the first pixels are dropped.
+        order = torch.where(considered, residual, -1.0).sort(dim=1, descending=True, stable=True).indices
+        ranks = torch.empty_like(order).scatter_(
+            1, order, torch.arange(flux.shape[1], device=flux.device).expand_as(order)
+        )
+        terms = residual.pow(power) * considered
+        for kept in (torch.ones_like(considered), ranks >= dropped):
+            columns += [_dot(terms, kept.double()), _dot(terms / floor, kept.double())]
+    # From (all, trimmed) x (plain, relative), unfiltered and filtered, to the order of the names.
+    scores = torch.cat([columns[index] for index in (0, 4, 2, 6, 1, 5, 3, 7)], dim=1).pow(1 / power)
+    scores = scores.clamp_max(torch.finfo(flux.dtype).max).to(flux.dtype)
+    return torch.where(good.any(dim=1, keepdim=True), scores, torch.nan)
 
 
 def _dot(a: Float[Tensor, "n m"], b: Float[Tensor, "n m"]) -> Float[Tensor, "n 1"]:

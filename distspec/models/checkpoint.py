@@ -28,7 +28,7 @@ from distspec.models.build import build_autoencoder, build_density
 from distspec.models.density import LatentDensity
 from distspec.spectra import WaveGrid
 
-__all__ = ["SCHEMA", "Checkpoint", "read_tensors", "write_folder"]
+__all__ = ["SCHEMA", "Checkpoint", "read_json", "read_tensors", "write_folder"]
 
 SCHEMA = 2
 """Number of the layout above; another one is refused."""
@@ -109,7 +109,7 @@ class Checkpoint:
             CheckpointError: it is absent, damaged, of another schema, or its weights do not fit its description.
         """
         folder = Path(folder)
-        text = _read_json(folder / "model.json")
+        text = read_json(folder / "model.json")
         if text.get("schema") != SCHEMA:
             raise CheckpointError(f"{folder} has schema {text.get('schema')}; expected {SCHEMA}; train again")
         try:
@@ -230,13 +230,22 @@ def _kind(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, make: str = "train first") -> dict[str, Any]:
+    """Read the description of a checkpoint or of a fitted detector.
+
+    Arguments:
+        path: the file.
+        make: what to do where it is missing.
+
+    Raises:
+        CheckpointError: it is absent, far too large, or no JSON object.
+    """
     try:
         if path.stat().st_size > _LARGEST_JSON:
-            raise CheckpointError(f"{path} is far too large for a checkpoint's description")
+            raise CheckpointError(f"{path} is far too large for a description")
         text = json.loads(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"no checkpoint at {path.parent}: {error.strerror or error}; train first") from None
+        raise CheckpointError(f"no checkpoint at {path.parent}: {error.strerror or error}; {make}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(text, dict):

@@ -14,14 +14,17 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from distspec.config import Ascent, Experiment, Explain, Score
+from distspec.detectors import Detector
+from distspec.detectors.fitted import FieldDetector, load_detector
 from distspec.detectors.model import DENSITY, ModelDetector, ModelScores
 from distspec.errors import CheckpointError, ConfigError
 from distspec.explainers.ascent import ascend, growth
 from distspec.explainers.lime import Lime, uniform_segments
-from distspec.layout import ascent_layer, explain_layer
+from distspec.layout import ascent_layer, detector_folder, explain_layer
 from distspec.models.checkpoint import Checkpoint
 from distspec.reduce import TopK
 from distspec.runtime import connect, map_actors
+from distspec.scores import Scores
 from distspec.store import Fields, Layer, SpectraStore
 from distspec.tracking import Run
 
@@ -40,44 +43,49 @@ _ORDINARY: Final = 0.99
 """Share of them, those of highest density, that counts as ordinary."""
 
 
-def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer) -> dict[str, Layer]:
+def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Scores) -> dict[str, Layer]:
     """Explain the top list of each score that the settings name, or finish doing so.
 
     Arguments:
         experiment: with the explain settings.
         store: the spectra.
         checkpoint: the model that made the scores.
-        scores: layer of the score stage.
+        scores: those of the model and of the classical detectors.
 
     Returns:
         For each score the layer with fields `row`, `weights` [segments], `intercept`, `r2`, `prediction`; its
         attribute `segment_of` gives each pixel's segment.
 
     Raises:
-        ConfigError: nothing has a score.
+        ConfigError: nothing has a score, or a score is not there.
     """
+    for name in experiment.explain.scores:
+        if name not in scores.names:
+            there = ", ".join(scores.names)
+            raise ConfigError(f"explain.scores names {name!r}; there are {there}: run its stage first")
     return {name: _explain_score(experiment, store, checkpoint, scores, name) for name in experiment.explain.scores}
 
 
-def explanations_of(experiment: Experiment, store: SpectraStore, scores: Layer) -> dict[str, Layer]:
+def explanations_of(experiment: Experiment, store: SpectraStore, scores: Scores) -> dict[str, Layer]:
     """Open the explanations that there are, by score."""
-    names = {name: explain_layer(experiment, name, scores) for name in experiment.explain.scores}
+    wanted = [name for name in experiment.explain.scores if name in scores.names]
+    names = {name: explain_layer(experiment, name, scores.layer(name)) for name in wanted}
     return {name: store.layer(layer) for name, layer in names.items() if layer in store.layers()}
 
 
 def _explain_score(
-    experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer, name: str
+    experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Scores, name: str
 ) -> Layer:
-    settings = experiment.explain
-    rows = _top_rows(scores, name, settings)
+    settings, scored = experiment.explain, scores.layer(name)
+    rows = _top_rows(scored, name, settings)
     segment_of = uniform_segments(store.grid.pixels, min(settings.segments, store.grid.pixels))
     segments = int(segment_of[-1]) + 1
     fields: Fields = {"row": ("i8", ()), "weights": ("f4", (segments,))}
     fields |= dict.fromkeys(("intercept", "r2", "prediction"), ("f4", ()))
     layer = store.create_layer(
-        explain_layer(experiment, name, scores),
+        explain_layer(experiment, name, scored),
         fields,
-        {"segment_of": segment_of.tolist(), "score": name, "scores": scores.name, "model": checkpoint.sha256},
+        {"segment_of": segment_of.tolist(), "score": name, "scores": scored.name, "model": checkpoint.sha256},
         rows=len(rows),
         shard_rows=_SPECTRA,
     )
@@ -136,8 +144,14 @@ class LimeWorker:
         self._store = SpectraStore.open(store, write=True)
         self._layer = self._store.layer(layer)
         settings: Score = experiment.score
-        scores = ModelScores(Checkpoint.load(folder), settings, _device(experiment))
-        self._detector = ModelDetector(scores, name)
+        self._detector: Detector
+        # A detector may give a second score, named after the first.
+        classical = [one for one in experiment.detect.detectors if name in (one.name, f"{one.name}_mixture")]
+        if classical:
+            detector, _ = load_detector(detector_folder(experiment, classical[0], self._store.digest))
+            self._detector = FieldDetector(detector, name)
+        else:
+            self._detector = ModelDetector(ModelScores(Checkpoint.load(folder), settings, _device(experiment)), name)
         self._lime = Lime(experiment.explain, self._store.grid.pixels, experiment.seed)
 
     def __call__(self, item: tuple[int, Int64[np.ndarray, "k"]]) -> int:
@@ -205,7 +219,7 @@ def ascents_of(experiment: Experiment, store: SpectraStore, scores: Layer) -> La
 
 def _rows_to_follow(scores: Layer, settings: Explain, ascent: Ascent) -> Int64[np.ndarray, "k"]:
     """Join the top lists, that of the density first; a row that is in several is followed once."""
-    names = dict.fromkeys((DENSITY, *settings.scores))
+    names = dict.fromkeys((DENSITY, *(name for name in settings.scores if name in scores.fields)))
     rows = np.concatenate([_top_rows(scores, name, settings)[: ascent.limit] for name in names])
     return np.asarray(rows[np.sort(np.unique(rows, return_index=True)[1])])
 

@@ -18,11 +18,11 @@ from distspec.formats import in_place
 from distspec.formats.hats import write_hats
 from distspec.formats.parquet import write_parquet
 from distspec.formats.votable import write_votable
-from distspec.layout import model_folder, score_layer
+from distspec.layout import detect_layer, model_folder, score_layer
 from distspec.models.checkpoint import Checkpoint
 from distspec.runtime import progress
 from distspec.store import SpectraStore
-from distspec.tables import SCORES, Catalogue, table_layers
+from distspec.tables import SCORES, Catalogue, open_layers, table_layers
 
 __all__ = ["Exported", "export"]
 
@@ -130,9 +130,13 @@ def _layers(experiment: Experiment, store: SpectraStore) -> list[str]:
     if experiment.export.layers:
         return list(experiment.export.layers)
     layers = table_layers(store)
+    own = {detect_layer(experiment, one, store.digest) for one in experiment.detect.detectors} & set(layers)
     try:
         folder = experiment.score.checkpoint or model_folder(experiment, store.digest)
-        own = score_layer(experiment, Checkpoint.load(folder).sha256)
+        own |= {score_layer(experiment, Checkpoint.load(folder).sha256)} & set(layers)
     except CheckpointError:
-        return layers
-    return [name for name in layers if name == own or not name.startswith(SCORES)] if own in layers else layers
+        if not own:
+            return layers
+    # Ensembles are of these layers or of others; only their own attribute tells.
+    own |= {layer.name for layer in open_layers(store, "ensemble-") if set(layer.attributes.get("layers", ())) <= own}
+    return [name for name in layers if name in own or not name.startswith(SCORES)] if own else layers

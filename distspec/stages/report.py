@@ -8,28 +8,30 @@ import csv
 import io
 import os
 import uuid
-from collections.abc import Mapping
-from importlib import resources
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, Int64
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from distspec import compared as _compared
+from distspec import evaluated as _evaluated
 from distspec.accuracy import ROWS
 from distspec.census import take_census
-from distspec.config import Experiment, Simulate, Tracking, dump
-from distspec.curves import density_figure, score_figure, training_figure
+from distspec.config import METRICS, RECONSTRUCTION, Experiment, Simulate, Tracking, dump, metric_scores
+from distspec.curves import linear_figure, score_figure, training_figure
 from distspec.detectors.model import DENSITY, ModelScores
 from distspec.errors import CheckpointError, ConfigError, StoreError
 from distspec.explained import Change, Explained, Ways, changes
 from distspec.figures import COLORS, Shown, bokeh_script, embed, spectrum_figure, way_figure
 from distspec.layout import report_path, table_path
 from distspec.models.checkpoint import Checkpoint
-from distspec.ranking import distributions, listed, overlap, ranks, score_names, spread, top_list
+from distspec.ranking import distributions, listed, overlap, ranks, spread, top_list
 from distspec.reduce import Histogram
+from distspec.scores import Scores
 from distspec.store import Layer, SpectraStore
 from distspec.summary import phases, summarize_density, summary
 from distspec.truth import has_truth, pointing, recovery, truth_windows
@@ -46,7 +48,10 @@ _NAMED: Final = 100
 """Spectra set aside that are listed by name; all are counted."""
 
 _BARS: Final = 60
-"""Of the distribution of a density."""
+"""Of the distribution of a score on a linear axis."""
+
+_LOGARITHMIC: Final = {*RECONSTRUCTION, *(name for metric in METRICS for name in metric_scores(metric))}
+"""Scores that are positive and spread over decades."""
 
 _COLUMNS: Final = ("id", "file", "ra", "dec", "z", "class", "subclass", "snr", "coverage")
 """Catalogue columns of the ranked table."""
@@ -59,6 +64,9 @@ def report(
     scores: Layer,
     explanations: dict[str, Layer],
     ascents: Layer | None = None,
+    others: Iterable[Layer] = (),
+    compared: Mapping[str, Any] | None = None,
+    evaluated: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the report and the ranked table of an experiment; each appears whole or not at all.
 
@@ -69,6 +77,9 @@ def report(
         scores: layer of the score stage.
         explanations: layers of the explain stage, by the score that they explain.
         ascents: its layer of the ways to higher probability, if the model has a density.
+        others: layers of the classical detectors and of the ensembles.
+        compared: what the compare stage found.
+        evaluated: what the evaluate stage measured.
 
     Returns:
         Path of the page.
@@ -79,17 +90,17 @@ def report(
         ShardError: a spectrum is neither scored nor set aside, or both.
         StoreError: the counts do not add up, or a file cannot be written.
     """
-    names, chosen = score_names(scores), experiment.report.score
-    _require_fit(chosen, store, checkpoint, scores)
-    census = take_census(store, scores, _NAMED)
-    histograms = distributions(scores)
+    table, chosen = Scores([scores, *others]), experiment.report.score
+    _require_fit(chosen, store, checkpoint, table)
+    census = take_census(store, table, _NAMED)
+    histograms = distributions(table)
     explained, ways = Explained(store, explanations, chosen), Ways(ascents)
     size = max(experiment.report.table, experiment.report.spectra, explained.longest)
-    top = top_list(scores, chosen, min(size, census.scored), histograms[chosen])
-    rows = _ranked(store, scores, top.rows, explained, ways)
+    top = top_list(table, chosen, min(size, census.scored), histograms[chosen])
+    rows = _ranked(store, table, top.rows, explained, ways)
     cards = rows[: experiment.report.spectra]
     shown = _shown(experiment, store, checkpoint, [row["row"] for row in cards], explained, ways)
-    distribution, figures = _distribution(scores, histograms, census.scored)
+    distribution, figures = _distribution(table, histograms, census.scored)
     trained = phases(checkpoint)
     figures |= {f"training-{phase.name}": training_figure(phase.epochs) for phase in trained}
     for card, item in zip(cards, shown, strict=True):
@@ -97,6 +108,10 @@ def report(
         if item.way is not None:
             card |= _against_noise(item, item.way)
             figures[f"way-{card['rank']}"] = way_figure(item)
+    if compared is not None:
+        figures |= _compared.figures(compared)
+    if evaluated is not None:
+        figures |= _evaluated.figures(evaluated)
     script, places = embed(figures)
     page = _render(
         experiment=experiment,
@@ -105,11 +120,13 @@ def report(
         census=census,
         simulated=isinstance(experiment.ingest.source, Simulate),
         distribution=distribution,
-        truth=_truth(store, scores, histograms, explanations),
+        truth=_truth(store, table, histograms, explanations),
+        compared=None if compared is None else _compared.content(compared),
+        evaluated=None if evaluated is None else _evaluated.content(evaluated),
         cards=cards,
         rows=rows[: experiment.report.table],
         ranked=len(rows),
-        names=names,
+        names=table.names,
         chosen=chosen,
         phases=trained,
         accuracy=checkpoint.facts.get("accuracy"),
@@ -120,30 +137,30 @@ def report(
         places={name: Markup(place) for name, place in places.items()},
         scripts=Markup(bokeh_script() + script),
     )
-    _write(table_path(experiment), _as_csv(rows, names, ways=ascents is not None, classes="posterior" in scores.fields))
+    classes = "posterior" in scores.fields
+    _write(table_path(experiment), _as_csv(rows, table.names, ways=ascents is not None, classes=classes))
     _write(report_path(experiment), page)
     return report_path(experiment)
 
 
-def _require_fit(chosen: str, store: SpectraStore, checkpoint: Checkpoint, scores: Layer) -> None:
+def _require_fit(chosen: str, store: SpectraStore, checkpoint: Checkpoint, scores: Scores) -> None:
     """Refuse parts that do not belong together."""
-    names = score_names(scores)
-    if chosen not in names:
-        raise ConfigError(f"report.score is {chosen!r}; expected one of {', '.join(names)}")
+    if chosen not in scores.names:
+        raise ConfigError(f"report.score is {chosen!r}; there are {', '.join(scores.names)}: run its stage first")
     checkpoint.require(store.grid, store.recipe)
-    if scores.attributes.get("model") != checkpoint.sha256:
-        raise CheckpointError(f"{scores.name} was not made by model {checkpoint.sha256[:12]}; score with this model")
+    if scores.layers[0].attributes.get("model") != checkpoint.sha256:
+        raise CheckpointError(f"{scores.key[0]} was not made by model {checkpoint.sha256[:12]}; score with this model")
 
 
 def _ranked(
-    store: SpectraStore, scores: Layer, rows: Int64[np.ndarray, "m"], explained: Explained, ways: Ways
+    store: SpectraStore, scores: Scores, rows: Int64[np.ndarray, "m"], explained: Explained, ways: Ways
 ) -> list[dict[str, Any]]:
     """Describe the top rows, best first."""
     columns = {name: store.column(name, rows).tolist() for name in _COLUMNS}
     planted = store.column("anomaly", rows).tolist() if has_truth(store) else [None] * len(rows)
-    values = {name: scores.take(name, rows) for name in score_names(scores)}
+    values = {name: scores.take(name, rows) for name in scores.names}
     standing = {name: ranks(scores, name, taken) for name, taken in values.items()}
-    likeliest = _likeliest(scores, rows)
+    likeliest = _likeliest(scores.layers[0], rows)
     described = []
     for index, row in enumerate(rows.tolist()):
         entry: dict[str, Any] = {name: columns[name][index] for name in _COLUMNS}
@@ -212,23 +229,24 @@ def _shown(
 
 
 def _distribution(
-    scores: Layer, histograms: dict[str, Histogram], scored: int
+    scores: Scores, histograms: dict[str, Histogram], scored: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Give the top lists' thresholds and overlap, and the figures of the distributions."""
     size = listed(scored, _TOP)
     tops = {name: top_list(scores, name, size, histogram) for name, histogram in histograms.items()}
     limits = {name: float(top.scores[-1]) if size else float("nan") for name, top in tops.items()}
-    figures = {
-        f"score-{name}": density_figure(name, *spread(scores, name, _BARS), limits[name])
-        if name == DENSITY
-        else score_figure(name, histograms[name], limits[name])
-        for name in histograms
-    }
+    figures = {}
+    for name, histogram in histograms.items():
+        if name in _LOGARITHMIC:
+            figures[f"score-{name}"] = score_figure(name, histogram, limits[name])
+        else:
+            title = f"{name} (−log p, nats)" if name == DENSITY else name
+            figures[f"score-{name}"] = linear_figure(title, *spread(scores, name, _BARS), limits[name])
     return {"fraction": _TOP, "size": size, "overlap": overlap(tops).tolist()}, figures
 
 
 def _truth(
-    store: SpectraStore, scores: Layer, histograms: dict[str, Histogram], explanations: Mapping[str, Layer]
+    store: SpectraStore, scores: Scores, histograms: dict[str, Histogram], explanations: Mapping[str, Layer]
 ) -> dict[str, Any] | None:
     """Compare with what was planted; None where nothing is known."""
     if not has_truth(store):
@@ -248,11 +266,13 @@ def _truth(
 
 
 def _render(**content: Any) -> str:
-    text = (resources.files("distspec.stages") / "report.html.jinja").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader = PackageLoader("distspec", "stages")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"number": _number, "count": "{:,}".format, "percent": _percent, "redshift": _redshift}
     environment.filters |= {"probability": _probability}
-    return environment.from_string(text).render(colors=COLORS, **content)
+    return environment.get_template("report.html.jinja").render(colors=COLORS, **content)
 
 
 def _number(value: float | None, digits: int = 4) -> str:

@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from distspec.config import Experiment, Score
-from distspec.detectors.model import ModelScores, names_of
+from distspec.detectors.model import ERRORS, ModelScores, names_of
 from distspec.errors import ShardError
 from distspec.layout import score_layer
 from distspec.models.checkpoint import Checkpoint
-from distspec.ranking import score_names
 from distspec.reduce import Histogram, TopK
 from distspec.runtime import connect, map_shards
+from distspec.scores import score_names
 from distspec.spectra import first_reasons
 from distspec.store import Fields, Layer, SpectraStore
 from distspec.tracking import Run
@@ -55,8 +55,8 @@ def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -
     checkpoint.require(store.grid, store.recipe)
     name = score_layer(experiment, checkpoint.sha256)
     fields: Fields = {"latents": ("f4", (checkpoint.latents,))}
-    fields |= dict.fromkeys(names_of(checkpoint), ("f4", ()))
-    attributes: dict[str, Any] = {"model": checkpoint.sha256}
+    fields |= dict.fromkeys((*names_of(checkpoint, experiment.score), *ERRORS), ("f4", ()))
+    attributes: dict[str, Any] = {"model": checkpoint.sha256, "scores": list(names_of(checkpoint, experiment.score))}
     if checkpoint.density is not None and len(checkpoint.density.names) > 1:
         fields["posterior"] = ("f4", (len(checkpoint.density.names),))
         attributes["classes"] = list(checkpoint.density.names)

@@ -226,12 +226,12 @@ class SpectraStore:
         look = self._second(stop)
         return self.statistics.apply(spectra, None if look is None else look.read("factor", start, stop))
 
-    def take(self, rows: Int64[np.ndarray, "m"]) -> Spectra:
+    def take(self, rows: Int64[np.ndarray, "m"], *, frozen: bool = True) -> Spectra:
         """Read single spectra, in the order given, as `read` does."""
         rows = np.asarray(rows, dtype=np.int64)
         redshift = self.base.take("columns/z", rows) if self.frame == "observed" else None
         spectra = Spectra(rows, self.base.take("flux", rows), self.base.take("ivar", rows), self.grid, redshift)
-        if self.statistics is None:
+        if self.statistics is None or not frozen:
             return spectra
         look = self._second(int(rows.max()) + 1 if len(rows) else 0)
         return self.statistics.apply(spectra, None if look is None else look.take("factor", rows))

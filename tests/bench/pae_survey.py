@@ -22,7 +22,7 @@ from distspec.models.autoencoder import TwoStage
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products, run
 from distspec.prepare import Recipe
-from distspec.ranking import score_names
+from distspec.scores import score_names
 from distspec.sources.simulate import SimulatedSurvey
 from distspec.spectra import Spectra
 from distspec.truth import has_truth

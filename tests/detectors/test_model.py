@@ -40,3 +40,19 @@ def test_a_spectrums_own_latents_decode_to_its_reconstruction(
     decoded = scores.decoder(spectra)(latents)
     assert not decoded.requires_grad
     np.testing.assert_allclose(decoded, scores.reconstruct(spectra), rtol=1e-4, atol=1e-4)
+
+
+def test_pixels_beyond_the_reach_of_a_rest_frame_model_are_not_judged(rng: np.random.Generator) -> None:
+    torch.manual_seed(1)
+    settings = Redshifted(hidden=(16,), latents=3, z_max=0.2)
+    model = build_autoencoder(settings, GRID).eval()
+    plain = make_spectra(rng, GRID, 4)
+    spectra = Spectra(plain.rows, plain.flux, plain.ivar, GRID, np.array([0.1, 0.2, 0.3, 0.5]))
+    scores = ModelScores(Checkpoint(model, settings, GRID, "recipe"), Score())
+    rest = GRID.wave / (1 + spectra.redshift[:, None])
+    judged = spectra.good & (rest >= GRID.wave[0] / 1.2)
+    left = np.where(judged, spectra.flux - scores.reconstruct(spectra), 0.0)
+    expected = (left**2 * spectra.ivar).sum(axis=1) / judged.sum(axis=1)
+    assert judged.sum(axis=1)[3] < 0.8 * judged.sum(axis=1)[0]
+    np.testing.assert_allclose(scores.one(spectra, "chi2"), expected, rtol=1e-4)
+    np.testing.assert_allclose(scores(spectra).scores[:, scores.names.index("chi2")], expected, rtol=1e-4)

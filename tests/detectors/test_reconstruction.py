@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from distspec.config import Dense, Score
 from distspec.detectors.model import ModelDetector, ModelScores
-from distspec.detectors.reconstruction import SCORES, reconstruction_scores
+from distspec.detectors.reconstruction import SCORES, reconstruction_scores, scores_of
 from distspec.errors import ConfigError
 from distspec.lines import EMISSION, near_lines
 from distspec.models.autoencoder import DenseAutoencoder
@@ -22,7 +22,13 @@ ROUNDING = 2e-6
 
 
 def plain_scores(
-    flux: np.ndarray, ivar: np.ndarray, reconstruction: np.ndarray, away: np.ndarray, settings: Score
+    flux: np.ndarray,
+    ivar: np.ndarray,
+    reconstruction: np.ndarray,
+    away: np.ndarray,
+    settings: Score,
+    names: tuple[str, ...] = SCORES[:8],
+    power: float = 2.0,
 ) -> np.ndarray:
     """Do what the definition says, one spectrum and one score at a time, in double precision."""
     table = np.full((len(flux), 9), np.nan)
@@ -30,7 +36,7 @@ def plain_scores(
         good = ivar[row] > 0
         if not good.any():
             continue
-        for column, name in enumerate(SCORES[:8]):
+        for column, name in enumerate(names):
             keep = good & away[row % len(away)] if "filtered" in name else good
             x, y = flux[row, keep].astype(float), reconstruction[row, keep].astype(float)
             r = np.abs(y - x)
@@ -38,16 +44,16 @@ def plain_scores(
                 kept = int(0.01 * settings.trim_percentage * len(r))
                 chosen = np.argpartition(r, kept - 1)[:kept] if kept else np.zeros(0, int)
                 x, r = x[chosen], r[chosen]
-            q = r**2
+            q = r**power
             if "relative" in name:
                 q = q / (np.maximum(x, 0) + settings.epsilon)
-            table[row, column] = q.sum() ** 0.5
+            table[row, column] = q.sum() ** (1 / power)
         d = flux[row, good].astype(float) - reconstruction[row, good].astype(float)
         table[row, 8] = (d**2 * ivar[row, good]).sum() / good.sum()
     return table
 
 
-def scores_of(
+def computed(
     flux: np.ndarray, ivar: np.ndarray, reconstruction: np.ndarray, away: np.ndarray, settings: Score | None = None
 ) -> np.ndarray:
     tensors = (torch.from_numpy(np.ascontiguousarray(values)) for values in (flux, ivar, reconstruction, away))
@@ -91,6 +97,24 @@ def test_the_names_are_the_nine_scores_in_order() -> None:
     )
 
 
+@pytest.mark.parametrize("percentage", [97.0, 50.0, 100.0])
+def test_the_metrics_that_are_asked_for_follow_with_their_own_exponent(
+    rng: np.random.Generator, percentage: float
+) -> None:
+    flux, ivar, reconstruction, away = sample(rng, 25, 120)
+    flux[3, 5], ivar[3, 5], ivar[7] = np.nan, 0, 0
+    settings = Score(metrics=("mad", "lp"), trim_percentage=percentage)
+    names = scores_of(settings)
+    found = computed(flux, ivar, reconstruction, away, settings)
+    assert names[:9] == SCORES and len(names) == found.shape[1] == 25
+    assert names[9] == "mad" and names[16] == "mad_relative_filtered_trimmed" and names[17] == "lp"
+    for start, power in ((9, 1.0), (17, 0.33)):
+        mine = names[start : start + 8]
+        expected = plain_scores(flux, ivar, reconstruction, away, settings, mine, power)[:, :8]
+        np.testing.assert_allclose(found[:, start : start + 8], expected, rtol=1e-5)
+    assert np.isnan(found[7]).all() and np.isfinite(np.delete(found, 7, axis=0)).all()
+
+
 @pytest.mark.parametrize("pixels", [1, 2, 33, 34, 300])
 @pytest.mark.parametrize("percentage", [97.0, 50.0, 100.0, 1.0])
 @pytest.mark.parametrize("common", [False, True])
@@ -103,7 +127,7 @@ def test_all_scores_equal_their_definition(
     settings = Score(trim_percentage=percentage)
     with np.errstate(all="raise"):
         expected = plain_scores(flux, ivar, reconstruction, away, settings)
-    found = scores_of(flux, ivar, reconstruction, away, settings)
+    found = computed(flux, ivar, reconstruction, away, settings)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-30)
     assert found.dtype == np.float32
 
@@ -113,13 +137,13 @@ def test_all_scores_equal_their_definition(
 def test_trimming_keeps_a_truncated_share(pixels: int, percentage: float) -> None:
     # Residuals of one: the square of the score counts the pixels that are kept.
     ones = np.ones((1, pixels), np.float32)
-    found = scores_of(0 * ones, ones, ones, ones > 0, Score(trim_percentage=percentage))
+    found = computed(0 * ones, ones, ones, ones > 0, Score(trim_percentage=percentage))
     assert round(float(found[0, 2]) ** 2) == int(0.01 * percentage * pixels)
 
 
 def test_the_paper_grid_keeps_3659_pixels_of_3773() -> None:
     ones = np.ones((1, 3773), np.float32)
-    assert round(float(scores_of(0 * ones, ones, ones, ones > 0)[0, 2]) ** 2) == 3659
+    assert round(float(computed(0 * ones, ones, ones, ones > 0)[0, 2]) ** 2) == 3659
 
 
 def test_trimming_acts_after_the_filter() -> None:
@@ -131,7 +155,7 @@ def test_trimming_acts_after_the_filter() -> None:
     reconstruction = np.ones_like(flux)
     reconstruction[0, :3] = 100
     reconstruction[0, 3:6] = 10
-    found = dict(zip(SCORES, scores_of(flux, ivar, reconstruction, away)[0], strict=True))
+    found = dict(zip(SCORES, computed(flux, ivar, reconstruction, away)[0], strict=True))
     assert found["mse_trimmed"] == pytest.approx(np.sqrt(94 + 3 * 100))
     assert found["mse_filtered"] == pytest.approx(np.sqrt(94 + 3 * 100))
     assert found["mse_filtered_trimmed"] == pytest.approx(np.sqrt(94))
@@ -143,28 +167,28 @@ def test_trimming_acts_before_the_flux_weights() -> None:
     reconstruction = flux + np.float32(0.5)
     flux[0, 0], reconstruction[0, 0] = 1e6, 1e6 + 4
     flux[0, 1], reconstruction[0, 1] = 0.0, 2.0
-    found = dict(zip(SCORES, scores_of(flux, np.ones_like(flux), reconstruction, flux > -1)[0], strict=True))
+    found = dict(zip(SCORES, computed(flux, np.ones_like(flux), reconstruction, flux > -1)[0], strict=True))
     expected = 4 / 1e-3 + 31 * 0.25 / 1.001  # int(0.97 * 33) = 32 are kept
     assert found["relative_trimmed"] == pytest.approx(np.sqrt(expected), rel=1e-5)
 
 
 def test_keeping_everything_is_not_trimming(rng: np.random.Generator) -> None:
-    found = scores_of(*sample(rng, 10, 80), Score(trim_percentage=100.0))
+    found = computed(*sample(rng, 10, 80), Score(trim_percentage=100.0))
     for plain, trimmed in ((0, 2), (1, 3), (4, 6), (5, 7)):
         assert (found[:, plain] == found[:, trimmed]).all()
 
 
 def test_negative_fluxes_weigh_like_zero(rng: np.random.Generator) -> None:
     flux, ivar, reconstruction, away = sure(rng)
-    dark = scores_of(0 * flux, ivar, reconstruction - flux, away)
-    darker = scores_of(0 * flux - 3, ivar, reconstruction - flux - 3, away)
+    dark = computed(0 * flux, ivar, reconstruction - flux, away)
+    darker = computed(0 * flux - 3, ivar, reconstruction - flux - 3, away)
     assert np.isfinite(darker).all()
     np.testing.assert_allclose(darker, dark, rtol=1e-5)
 
 
 def test_chi2_is_the_weighted_square_per_good_pixel(rng: np.random.Generator) -> None:
     flux, ivar, reconstruction, away = sample(rng, 6, 50)
-    found = scores_of(flux, ivar, reconstruction, away)[:, SCORES.index("chi2")]
+    found = computed(flux, ivar, reconstruction, away)[:, SCORES.index("chi2")]
     expected = (ivar * (flux.astype(float) - reconstruction) ** 2).sum(axis=1) / (ivar > 0).sum(axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -173,7 +197,7 @@ def test_chi2_of_pure_noise_is_near_one(rng: np.random.Generator) -> None:
     truth = np.ones((200, 500), np.float32)
     sigma = rng.uniform(0.01, 0.5, truth.shape)
     flux = (truth + sigma * rng.normal(size=truth.shape)).astype(np.float32)
-    found = scores_of(flux, (sigma**-2).astype(np.float32), truth, truth > 0)[:, 8]
+    found = computed(flux, (sigma**-2).astype(np.float32), truth, truth > 0)[:, 8]
     # The variance of chi-squared per pixel is 2 / pixels.
     assert abs(found.mean() - 1) < 4 * np.sqrt(2 / 500 / 200)
     assert found.std() == pytest.approx(np.sqrt(2 / 500), rel=0.2)
@@ -184,16 +208,16 @@ def test_chi2_of_pure_noise_is_near_one(rng: np.random.Generator) -> None:
 
 def test_a_perfect_reconstruction_scores_zero(rng: np.random.Generator) -> None:
     flux, ivar, _, away = sample(rng, 5, 40)
-    assert (scores_of(flux, ivar, flux, away) == 0).all()
+    assert (computed(flux, ivar, flux, away) == 0).all()
 
 
 @pytest.mark.parametrize("spike", [1e19, -1e19, 1e25, 1e30, -1e30, 3e38])
 def test_a_spike_overflows_nothing_and_is_trimmed_away(rng: np.random.Generator, spike: float) -> None:
     flux, ivar, reconstruction, away = sure(rng)
     away[0, 5] = False
-    calm = scores_of(flux, ivar, reconstruction, away)[0]
+    calm = computed(flux, ivar, reconstruction, away)[0]
     flux[0, 5] = spike
-    found = scores_of(flux, ivar, reconstruction, away)[0]
+    found = computed(flux, ivar, reconstruction, away)[0]
     assert np.isfinite(found).all()
     assert found[SCORES.index("mse")] == pytest.approx(abs(spike), rel=1e-6)
     assert found[SCORES.index("chi2")] > 1e37 or abs(spike) < 1e20
@@ -211,16 +235,16 @@ def test_a_spike_overflows_nothing_and_is_trimmed_away(rng: np.random.Generator,
 def test_tiny_residuals_do_not_vanish(size: float) -> None:
     flux = np.zeros((1, 100), np.float32)
     reconstruction = np.full_like(flux, size)
-    found = scores_of(flux, np.ones_like(flux), reconstruction, flux == 0)[0]
+    found = computed(flux, np.ones_like(flux), reconstruction, flux == 0)[0]
     assert found[0] == pytest.approx(10 * float(np.float32(size)), rel=1e-6)
 
 
 def test_a_spectrum_without_a_good_pixel_has_no_score_and_disturbs_none(rng: np.random.Generator) -> None:
     flux, ivar, reconstruction, away = sample(rng, 6, 60)
-    before = scores_of(flux, ivar, reconstruction, away)
+    before = computed(flux, ivar, reconstruction, away)
     ivar[2] = 0
     flux[2] = np.nan
-    after = scores_of(flux, ivar, reconstruction, away)
+    after = computed(flux, ivar, reconstruction, away)
     assert np.isnan(after[2]).all()
     others = [0, 1, 3, 4, 5]
     assert after[others].tobytes() == before[others].tobytes()
@@ -235,10 +259,10 @@ def test_of_equal_residuals_the_choice_does_not_depend_on_the_batch(rng: np.rand
     reconstruction = flux + residual.astype(np.float32)
     ivar = (rng.random(flux.shape) > np.linspace(0, 0.7, 8)[:, None]).astype(np.float32)
     away = rng.random(flux.shape) > 0.1
-    together = scores_of(flux, ivar, reconstruction, away)
+    together = computed(flux, ivar, reconstruction, away)
     for row in range(8):
         part = slice(row, row + 1)
-        alone = scores_of(flux[part], ivar[part], reconstruction[part], away[part])
+        alone = computed(flux[part], ivar[part], reconstruction[part], away[part])
         np.testing.assert_allclose(alone, together[part], rtol=1e-6)
 
 
@@ -249,7 +273,7 @@ def test_of_equal_residuals_the_choice_does_not_depend_on_the_batch(rng: np.rand
 def test_masked_pixels_change_no_bit(spectra: Spectra, scores: ModelScores, garbage: float) -> None:
     assert (~spectra.good).any(axis=1).sum() > 30
     other = Spectra(spectra.rows, np.where(spectra.good, spectra.flux, np.float32(garbage)), spectra.ivar, spectra.grid)
-    (first, first_latents, _), (second, second_latents, _) = scores(spectra), scores(other)
+    (first, first_latents, *_), (second, second_latents, *_) = scores(spectra), scores(other)
     assert np.isfinite(first).all()
     assert first.tobytes() == second.tobytes()
     assert first_latents.tobytes() == second_latents.tobytes()
@@ -263,12 +287,12 @@ def test_any_value_in_a_masked_pixel_changes_no_bit(data: st.DataObject) -> None
     flux, ivar, reconstruction, away = sample(generator, 3, 40)
     fill = data.draw(st.lists(st.floats(width=32), min_size=120, max_size=120))
     other = np.where(ivar > 0, flux, np.array(fill, np.float32).reshape(3, 40))
-    changed = scores_of(other, ivar, reconstruction, away)
-    assert changed.tobytes() == scores_of(flux, ivar, reconstruction, away).tobytes()
+    changed = computed(other, ivar, reconstruction, away)
+    assert changed.tobytes() == computed(flux, ivar, reconstruction, away).tobytes()
 
 
 def test_the_scores_are_those_of_the_models_reconstruction(spectra: Spectra, scores: ModelScores) -> None:
-    found, latents, _ = scores(spectra)
+    found, latents, *_ = scores(spectra)
     away = ~near_lines(spectra.grid, 250.0)
     assert 0 < (~away).sum() < 60
     expected = plain_scores(spectra.flux, spectra.ivar, scores.reconstruct(spectra), away, Score())
@@ -278,9 +302,18 @@ def test_the_scores_are_those_of_the_models_reconstruction(spectra: Spectra, sco
     assert found.dtype == latents.dtype == np.float32
 
 
+def test_errors_are_mean_and_root_mean_square_of_what_is_left(spectra: Spectra, scores: ModelScores) -> None:
+    found, left = scores(spectra), spectra.flux - scores.reconstruct(spectra)
+    for row, (residual, good) in enumerate(zip(left.astype(float), spectra.good, strict=True)):
+        assert found.difference[row] == pytest.approx(residual[good].mean(), rel=1e-4, abs=1e-6)
+        assert found.rmse[row] == pytest.approx(np.sqrt((residual[good] ** 2).mean()), rel=1e-5)
+    blind = Spectra(spectra.rows[:1], spectra.flux[:1], np.zeros_like(spectra.ivar[:1]), spectra.grid)
+    assert np.isnan(scores(blind).rmse).all() and np.isnan(scores(blind).difference).all()
+
+
 def test_scores_do_not_depend_on_the_batch(spectra: Spectra, checkpoint: Checkpoint, device: str) -> None:
     scores = ModelScores(checkpoint, Score(batch=8), device)
-    whole, latents, _ = scores(spectra)
+    whole, latents, *_ = scores(spectra)
     # Cut where the passes through the model are cut anyway, nothing can differ.
     parts = [scores(spectra[start : start + 16]) for start in range(0, 40, 16)]
     assert np.concatenate([part[0] for part in parts]).tobytes() == whole.tobytes()
@@ -299,12 +332,12 @@ def test_scores_follow_a_permutation_of_rows(spectra: Spectra, scores: ModelScor
 
 
 def test_duplicates_get_the_same_scores(spectra: Spectra, scores: ModelScores, rng: np.random.Generator) -> None:
-    found, latents, _ = scores(spectra[np.repeat(np.arange(8), 2)])
+    found, latents, *_ = scores(spectra[np.repeat(np.arange(8), 2)])
     np.testing.assert_allclose(found[::2], found[1::2], rtol=ROUNDING)
     np.testing.assert_allclose(latents[::2], latents[1::2], atol=1e-6)
     # From the same reconstruction no bit differs.
     twice = (np.repeat(values, 2, axis=0) for values in sample(rng, 8, 200))
-    exact = scores_of(*twice)
+    exact = computed(*twice)
     assert exact[::2].tobytes() == exact[1::2].tobytes()
 
 

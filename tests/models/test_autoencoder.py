@@ -15,7 +15,7 @@ from distspec.config import Dense, Score, Train
 from distspec.detectors.model import ModelScores
 from distspec.detectors.reconstruction import SCORES
 from distspec.feed import Feed
-from distspec.models.autoencoder import DenseAutoencoder, masked_chi2
+from distspec.models.autoencoder import DenseAutoencoder, TwoStage, masked_chi2
 from distspec.models.checkpoint import Checkpoint
 from distspec.spectra import Spectra, WaveGrid
 from distspec.store import SpectraStore
@@ -322,3 +322,22 @@ def test_training_batches_bring_the_loss_down(store: SpectraStore) -> None:
             (chi2 / pixels).backward()
             optimizer.step()
     assert loss() < 0.5 * before
+
+
+# --- two stages ------------------------------------------------------------------------------------------------------
+
+
+def test_the_second_network_takes_what_the_first_filled_in_for_data(model: DenseAutoencoder) -> None:
+    torch.manual_seed(2)
+    second = DenseAutoencoder(Dense(hidden=(20, 12), latents=3), grid_of(50)).eval()
+    both = TwoStage(model, second).eval()
+    flux, ivar = torch.rand(6, 50) + 0.5, torch.full((6, 50), 100.0)
+    ivar[:, 10:20] = 0
+    with torch.no_grad():
+        cleaned = model(flux, ivar)[0]
+        expected = second(cleaned, torch.ones_like(cleaned))
+        found = both(flux, ivar, None)
+        # The second would see nothing of the gap if it were still masked.
+        blind = second(cleaned, ivar)
+    torch.testing.assert_close(found[1], expected[1])
+    assert not torch.allclose(found[1], blind[1], atol=1e-4)

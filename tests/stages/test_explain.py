@@ -12,6 +12,7 @@ from distspec.explainers.lime import Lime
 from distspec.layout import ascent_layer, explain_layer
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products
+from distspec.scores import Scores
 from distspec.stages.explain import ascents_of, explain, follow, ordinary_covariance
 from distspec.store import SpectraStore
 from tests.small import contents, small
@@ -51,7 +52,7 @@ def test_only_unfinished_explanations_are_made_again(done: tuple[Experiment, Pro
     before = contents(folder)
     stamp = (folder / "weights/c/0/0").stat().st_mtime_ns
     (folder / "commits/c/1").unlink()
-    explain(experiment, SpectraStore.open(made.store.path, write=True), made.checkpoint, made.scores)
+    explain(experiment, SpectraStore.open(made.store.path, write=True), made.checkpoint, Scores([made.scores]))
     assert contents(folder) == before
     assert (folder / "weights/c/0/0").stat().st_mtime_ns == stamp
 

@@ -23,7 +23,7 @@ def test_scores_are_those_of_one_plain_pass(done: tuple[Experiment, Products]) -
     experiment, made = done
     usable = np.flatnonzero(made.store.column("status") == 0)
     scores = ModelScores(made.checkpoint, experiment.score)
-    values, latents, _ = scores(made.store.take(usable))
+    values, latents, *_ = scores(made.store.take(usable))
     for index, name in enumerate(SCORES):
         np.testing.assert_allclose(made.scores.read(name)[usable], values[:, index], rtol=1e-4)
     np.testing.assert_allclose(made.scores.read("latents")[usable], latents, rtol=1e-3, atol=1e-4)

@@ -211,3 +211,14 @@ def test_a_tracking_server_that_goes_away_costs_no_result(tmp_path: Path) -> Non
         run._client.log_batch = works
         run.metrics({"loss": 4.0}, 1)
     assert [point.value for point in run._client.get_metric_history(run.id, "loss")] == [3.0, 4.0]
+
+
+def test_the_second_network_starts_from_the_weights_of_the_first(
+    done: tuple[Experiment, Products], tmp_path: Path
+) -> None:
+    store = done[1].store
+    second = {"epochs": 1, "learning_rate": 1e-9, "final_learning_rate": 1e-9}
+    train_ = {"model": {"hidden": [32], "latents": 4}, "epochs": 2, "batch": 64, "second": second}
+    both = train(small(tmp_path / "out", train=train_), store).model
+    for name, weights in both.first.state_dict().items():
+        torch.testing.assert_close(both.second.state_dict()[name], weights, atol=1e-6, rtol=0)

@@ -1,0 +1,177 @@
+"""Settings of the classical detectors, of their comparison, and of the measurement of how good each one is."""
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from distspec.config.base import Count, Fraction, Off, Positive, Settings
+
+__all__ = [
+    "AnyDetector",
+    "Classical",
+    "Compare",
+    "Detect",
+    "Errors",
+    "Evaluate",
+    "Fisher",
+    "Forest",
+    "Isolation",
+    "Pca",
+]
+
+Bins = Annotated[Annotated[int, Field(ge=2)] | None, Off]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class Classical(Settings):
+    """What every classical detector shares."""
+
+    name: Name = ""
+    """Of its score: the kind, unless variants of one kind are to stand side by side."""
+
+
+class Pca(Classical):
+    """Principal components; chi-squared of what they leave, region by region (Reis et al. §2.2)."""
+
+    kind: Literal["pca"] = "pca"
+    name: Name = "pca"
+    components: Count = 20
+    fit: Literal["global", "local"] = "global"
+    """One set of components for whole spectra, or one for each region."""
+    weight: Literal["ivar", "none"] = "ivar"
+    """Residuals in units of σ, or as they are."""
+    regions: tuple[tuple[Positive, Positive], ...] = ()
+    """Wavelengths [low, high] of the regions, Å; none takes those of Reis et al. that lie on the grid, and windows."""
+    window: Annotated[Positive | None, Off] = 100.0
+    """Width of the windows that slide by half of it over the whole grid, Å; none leaves them out."""
+
+
+class Forest(Classical):
+    """Unsupervised random forest: real against synthetic spectra, and how few fall into the same leaves (§2.1)."""
+
+    kind: Literal["forest"] = "forest"
+    name: Name = "forest"
+    synthetic: Literal["marginal", "chunks", "uniform"] = "marginal"
+    """Synthetic spectra: each pixel drawn from its own distribution over the sample; each of `chunks` runs of pixels
+    taken from one spectrum; or uniform between the least and the largest flux of each pixel."""
+    chunks: Annotated[int, Field(ge=2)] = 10
+    trees: Count = 100
+    trees_per_draw: Count = 10
+    """Trees that are trained on the same synthetic spectra."""
+    subsample: Annotated[Count | None, Off] = 8_192
+    """Spectra, real and synthetic together, that a tree is trained on; none takes all of the sample."""
+    depth: Annotated[Count | None, Off] = None
+    """Largest depth of a tree; none lets leaves become pure."""
+    similarity: Literal["all", "pairwise", "neighbour"] = "all"
+    """`all`: to all spectra of the survey, over a spectrum's own good leaves, from leaf counts. `pairwise`: mean to a
+    reference sample, over the leaves that are good for both. `neighbour`: that of the k-th most similar one of them."""
+    reference: Count = 2_500
+    neighbour: Count = 10
+    """k: place among the sorted distances, counted from 0, so that a spectrum of the reference counts itself."""
+    bins: Bins = None
+    """Pixels are averaged into so many features; none takes every pixel."""
+
+    @model_validator(mode="after")
+    def _near_enough(self) -> "Forest":
+        if self.similarity == "neighbour" and self.neighbour >= self.reference:
+            raise ValueError(f"neighbour = {self.neighbour} must be below reference = {self.reference}")
+        return self
+
+
+class Isolation(Classical):
+    """Isolation forest on the ranks of fluxes among those of the sample (§2.3)."""
+
+    kind: Literal["isolation"] = "isolation"
+    name: Name = "isolation"
+    trees: Count = 200
+    subsample: Annotated[int, Field(ge=2)] = 256
+    """Spectra that a tree isolates."""
+    ranks: bool = True
+    """False takes fluxes as they are, which finds extreme lines and little else."""
+    bins: Bins = None
+    """Pixels are averaged into so many features; none takes every pixel."""
+
+
+class Fisher(Classical):
+    """Fisher vector on a Gaussian mixture in the space of principal components (§2.4)."""
+
+    kind: Literal["fisher"] = "fisher"
+    name: Name = "fisher"
+    components: Count = 10
+    """Principal components."""
+    gaussians: Count = 16
+    weight_floor: Fraction = 0.002
+    """Smallest weight of a Gaussian; one of hardly any spectra would otherwise decide every score."""
+
+
+AnyDetector = Annotated[
+    Annotated[Pca, Tag("pca")]
+    | Annotated[Forest, Tag("forest")]
+    | Annotated[Isolation, Tag("isolation")]
+    | Annotated[Fisher, Tag("fisher")],
+    Discriminator("kind"),
+]
+
+
+class Detect(Settings):
+    """Store -> classical detectors fitted, and their scores (stages/detect.py)."""
+
+    detectors: tuple[AnyDetector, ...] = ()
+    """Tables [[detect.detectors]], each with a `kind`: pca, forest, isolation or fisher."""
+    sample: Annotated[int, Field(ge=2)] = 20_000
+    """Spectra that trees and mixtures are fitted on, in chunks spread over the store; those of the validation set are
+    not among them. What adds up (moments, leaf counts) is taken from the whole survey."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Detect":
+        names = [detector.name for detector in self.detectors]
+        double = sorted({name for name in names if names.count(name) > 1})
+        if double:
+            raise ValueError(f"two detectors are named {double[0]!r}; give each a name of its own")
+        return self
+
+
+class Errors(Settings):
+    """Which spectra are listed for their reconstruction errors (Sharma et al., section 4)."""
+
+    sigma: Positive = 3.0
+    """Mean differences beyond so many standard deviations are listed."""
+    rmse: Annotated[Positive | None, Off] = None
+    """Root mean squared errors above this are listed; none lists those beyond `sigma` standard deviations."""
+
+
+class Compare(Settings):
+    """Scores -> how far detectors agree, and what they lean towards (stages/compare.py)."""
+
+    top: Count = 500
+    """Length of the lists whose overlaps are counted, g."""
+    sizes: tuple[Count, ...] = (100, 200, 300, 500, 750, 1_000, 1_500, 2_000)
+    """Lengths at which the number of anomalies is estimated again."""
+    bias: Count = 100
+    """Length of the lists that are tested for what they lean towards."""
+    properties: tuple[str, ...] = ()
+    """Catalogue columns of numbers to test; none takes those among snr, z, magnitudes, plate, fibre and exposure that
+    the store has."""
+    exposures: tuple[str, ...] = ()
+    """Catalogue columns that together name an exposure; none takes those that the survey has."""
+    scores: tuple[str, ...] = ()
+    """Scores to compare; none takes chi2, mse, density and every classical detector that there is."""
+    errors: Errors = Errors()
+
+
+class Evaluate(Settings):
+    """Store with planted anomalies -> how good each detector and explainer is (stages/evaluate.py)."""
+
+    hosts: Annotated[int, Field(ge=0)] = 400
+    """Spectra of the validation set that every anomaly is planted in; 0 leaves the evaluation out of `run`."""
+    kinds: tuple[str, ...] = ()
+    """Kinds to plant; none takes all that leave a trace on the store's grid."""
+    strengths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.1, 0.25, 0.5, 1.0, 2.0)
+    """1 is a clear case, as the simulator plants it."""
+    levels: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.001, 0.01, 0.05)
+    """Shares of the survey that are looked at."""
+    explained: Annotated[int, Field(ge=0)] = 20
+    """Hosts, at strength 1, whose planted spectra are explained."""
+    strata: Count = 3
+    """Parts of equal number by S/N, and by redshift."""
+    bootstrap: Annotated[int, Field(ge=2)] = 500
