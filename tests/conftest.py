@@ -170,7 +170,7 @@ def done(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[E
 
 @pytest.fixture(scope="session")
 def whole(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Products]:
-    """All there is in a model: two networks, a density by classes, relabelled; with its ways and its report.
+    """All there is in a run: two networks, a density by classes, relabelled; a detector; every stage and the report.
 
     One shard, so that the driver itself ingests and scores; only the ways take two workers.
     """
@@ -196,6 +196,9 @@ def whole(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
             "fraction": 0.033,
             "ascent": {"steps": 20, "length": 0.5, "points": 3},
         },
+        detect={"detectors": [{"kind": "pca", "components": 3}], "sample": 200},
+        compare={"top": 20},
+        evaluate={"hosts": 6, "kinds": ["cosmic-ray", "extreme-lines"], "strengths": [1.0], "explained": 1},
         report={"score": "density", "spectra": 2, "table": 10},
     )
     return experiment, run(experiment)

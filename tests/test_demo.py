@@ -23,13 +23,15 @@ def demo(folder: Path, *overrides: str) -> str:
 
 @pytest.mark.timeout(300)
 def test_a_small_demo_goes_the_whole_way_and_is_quiet(tmp_path: Path) -> None:
-    said = demo(tmp_path, "ingest.source.spectra=2500", "train.epochs=6", "explain.samples=300")
+    fewer = ["ingest.source.spectra=2500", "train.epochs=6", "explain.samples=300", "evaluate.hosts=20"]
+    said = demo(tmp_path, *fewer, "evaluate.explained=1", "evaluate.strengths=[1.0]")
     assert re.search(r"store +distspec-demo/store.zarr: 2500 spectra, \d+ set aside", said)
     assert "report   distspec-demo/report.html" in said
     assert "runs     distspec ui demo" in said
     assert {path.name for path in tmp_path.iterdir()} == {"distspec-demo"}
     page = (tmp_path / "distspec-demo/report.html").read_text("utf-8")
     assert "extreme-lines" in page
+    assert 'id="compare"' in page and 'id="evaluate"' in page
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def _ranked(
     planted = store.column("anomaly", rows).tolist() if has_truth(store) else [None] * len(rows)
     values = {name: scores.take(name, rows) for name in scores.names}
     standing = {name: ranks(scores, name, taken) for name, taken in values.items()}
-    likeliest = _likeliest(scores.layers[0], rows)
+    likeliest, regions = _likeliest(scores.layers[0], rows), _deciding(scores, rows)
     described = []
     for index, row in enumerate(rows.tolist()):
         entry: dict[str, Any] = {name: columns[name][index] for name in _COLUMNS}
@@ -170,7 +170,7 @@ def _ranked(
         way = ways.find(row)
         redshift = None if store.frame == "rest" else entry["z"]
         found = [] if way is None else changes(way.growth, store.grid, redshift)
-        entry |= {"likeliest": likeliest[index], "way": way, "changes": found}
+        entry |= {"likeliest": likeliest[index], "regions": regions[index], "way": way, "changes": found}
         entry["scores"] = {name: float(taken[index]) for name, taken in values.items()}
         entry["ranks"] = {name: int(places[index]) for name, places in standing.items()}
         described.append(entry)
@@ -184,6 +184,19 @@ def _likeliest(scores: Layer, rows: Int64[np.ndarray, "m"]) -> list[tuple[str, f
     posterior, names = scores.take("posterior", rows), scores.attributes["classes"]
     best = posterior.argmax(axis=1).tolist()
     return [(str(names[number]), float(posterior[index, number])) for index, number in enumerate(best)]
+
+
+def _deciding(scores: Scores, rows: Int64[np.ndarray, "m"]) -> list[list[tuple[str, float, float, float]]]:
+    """Name the region that decides each score by regions: score, ends in Å, and its chi-squared per pixel."""
+    found: list[list[tuple[str, float, float, float]]] = [[] for _ in rows]
+    for layer in scores.layers:
+        if "regions" in layer.attributes:
+            edges = layer.attributes["regions"]
+            chi2 = layer.take("region_chi2", rows).tolist()
+            for index, region in enumerate(layer.take("region", rows).tolist()):
+                if region >= 0:
+                    found[index].append((layer.attributes["scores"][0], *edges[region], chi2[index]))
+    return found
 
 
 def _against_noise(shown: Shown, way: Float32[np.ndarray, "points pixels"]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Classical detectors are fitted on what networks are trained on, and score every usable spectrum alike."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,18 @@ def settings(output: Path, **changes: Any) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def fitted(done: tuple[Experiment, Products], tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Any]:
-    """The few detectors, fitted on the small survey's store and kept in a folder of their own."""
+def survey(done: tuple[Experiment, Products], tmp_path_factory: pytest.TempPathFactory) -> SpectraStore:
+    """A copy of the small survey's store, since layers are added to it."""
+    path = tmp_path_factory.mktemp("survey") / "store.zarr"
+    shutil.copytree(done[1].store.path, path)
+    return SpectraStore.open(path, write=True)
+
+
+@pytest.fixture(scope="module")
+def fitted(survey: SpectraStore, tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Any]:
+    """The few detectors, fitted on the small survey and kept in a folder of their own."""
     experiment = settings(tmp_path_factory.mktemp("detect") / "out")
-    return experiment, detect(experiment, done[1].store)
+    return experiment, detect(experiment, survey)
 
 
 def copied(store: SpectraStore, path: Path, shard_rows: int) -> SpectraStore:
@@ -47,10 +56,10 @@ def copied(store: SpectraStore, path: Path, shard_rows: int) -> SpectraStore:
 
 
 def test_every_usable_spectrum_has_every_score_and_no_other_has(
-    fitted: tuple[Experiment, Any], done: tuple[Experiment, Products]
+    fitted: tuple[Experiment, Any], survey: SpectraStore
 ) -> None:
     _, layers = fitted
-    usable = done[1].store.column("status") == 0
+    usable = survey.column("status") == 0
     assert list(layers) == ["pca", "forest", "isolation", "fisher"]
     for name, layer in layers.items():
         assert (np.isfinite(layer.read(name)) == usable).all()
@@ -61,11 +70,9 @@ def test_every_usable_spectrum_has_every_score_and_no_other_has(
     assert (layers["pca"].read("region")[~usable] == -1).all()
 
 
-def test_scores_are_those_of_the_detectors_that_were_kept(
-    fitted: tuple[Experiment, Any], done: tuple[Experiment, Products]
-) -> None:
+def test_scores_are_those_of_the_detectors_that_were_kept(fitted: tuple[Experiment, Any], survey: SpectraStore) -> None:
     experiment, layers = fitted
-    store = done[1].store
+    store = survey
     rows = np.flatnonzero(store.column("status") == 0)[::7]
     spectra = store.take(rows)
     for one in experiment.detect.detectors:
@@ -74,11 +81,9 @@ def test_scores_are_those_of_the_detectors_that_were_kept(
         np.testing.assert_allclose(detector.score(spectra), layers[one.name].take(one.name, rows), rtol=1e-4)
 
 
-def test_nothing_is_fitted_on_the_validation_set(
-    fitted: tuple[Experiment, Any], done: tuple[Experiment, Products]
-) -> None:
+def test_nothing_is_fitted_on_the_validation_set(fitted: tuple[Experiment, Any], survey: SpectraStore) -> None:
     experiment, layers = fitted
-    store = done[1].store
+    store = survey
     usable = store.column("status") == 0
     training = usable & ~held_out(usable, experiment.train.validation, experiment.seed)
     spectra = store.take(np.flatnonzero(training))
@@ -92,20 +97,20 @@ def test_nothing_is_fitted_on_the_validation_set(
 
 @pytest.mark.parametrize(("shard_rows", "workers"), [(64, 3), (704, 1)])
 def test_neither_shards_nor_workers_change_a_score(
-    fitted: tuple[Experiment, Any], done: tuple[Experiment, Products], tmp_path: Path, shard_rows: int, workers: int
+    fitted: tuple[Experiment, Any], survey: SpectraStore, tmp_path: Path, shard_rows: int, workers: int
 ) -> None:
     experiment, layers = fitted
-    store = copied(done[1].store, tmp_path / "store.zarr", shard_rows)
+    store = copied(survey, tmp_path / "store.zarr", shard_rows)
     other = small(tmp_path / "out", detect=experiment.detect.model_dump(mode="json"), runtime={"workers": workers})
     for name, layer in detect(other, store).items():
         np.testing.assert_allclose(layer.read(name), layers[name].read(name), rtol=2e-4, atol=1e-5)
 
 
 def test_an_interrupted_fit_goes_on_and_ends_with_the_same_bytes(
-    fitted: tuple[Experiment, Any], done: tuple[Experiment, Products], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fitted: tuple[Experiment, Any], survey: SpectraStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = fitted
-    store = copied(done[1].store, tmp_path / "store.zarr", 128)
+    store = copied(survey, tmp_path / "store.zarr", 128)
     experiment = settings(tmp_path / "out")
     saved: list[Path] = []
 
@@ -123,17 +128,17 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_bytes(
     monkeypatch.setattr(module, "save_detector", save_detector)
     detect(experiment, store)
     again = small(tmp_path / "again", detect=first.detect.model_dump(mode="json"))
-    detect(again, copied(done[1].store, tmp_path / "other.zarr", 128))
+    detect(again, copied(survey, tmp_path / "other.zarr", 128))
     mine, other = contents(tmp_path / "out/detectors"), contents(tmp_path / "again/detectors")
     assert mine == other
 
 
 def test_what_is_done_is_not_done_again(
-    fitted: tuple[Experiment, Any], done: tuple[Experiment, Products], monkeypatch: pytest.MonkeyPatch
+    fitted: tuple[Experiment, Any], survey: SpectraStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment, layers = fitted
     monkeypatch.setattr(module, "Run", None)
-    again = detect(experiment, done[1].store)
+    again = detect(experiment, survey)
     assert {name: layer.name for name, layer in again.items()} == {name: layer.name for name, layer in layers.items()}
 
 
@@ -174,16 +179,16 @@ def test_the_name_of_a_score_is_its_kind_unless_it_is_given_another(one: Any) ->
 
 
 @pytest.fixture
-def kept(fitted: tuple[Experiment, Any], done: tuple[Experiment, Products], tmp_path: Path) -> Path:
+def kept(fitted: tuple[Experiment, Any], survey: SpectraStore, tmp_path: Path) -> Path:
     experiment, _ = fitted
     one = experiment.detect.detectors[2]
-    detector, _ = load_detector(detector_folder(experiment, one, done[1].store.digest))
+    detector, _ = load_detector(detector_folder(experiment, one, survey.digest))
     save_detector(detector, tmp_path / "kept", "recipe")
     return tmp_path / "kept"
 
 
-def test_a_detector_of_another_recipe_or_grid_is_refused(kept: Path, done: tuple[Experiment, Products]) -> None:
-    grid = done[1].store.grid
+def test_a_detector_of_another_recipe_or_grid_is_refused(kept: Path, survey: SpectraStore) -> None:
+    grid = survey.grid
     require_detector(kept, grid, "recipe")
     with pytest.raises(CheckpointError, match="was fitted on recipe recipe, the store has other"):
         require_detector(kept, grid, "other")
