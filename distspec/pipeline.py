@@ -17,6 +17,7 @@ from distspec.config import Experiment, dump
 from distspec.errors import ConfigError
 from distspec.layout import model_folder, score_layer, store_path
 from distspec.models.checkpoint import Checkpoint
+from distspec.planting import KINDS
 from distspec.runtime import connect, map_shards
 from distspec.scores import Scores
 from distspec.stages.compare import Compared, compare, compared_of
@@ -82,6 +83,9 @@ def run(experiment: Experiment, only: str | None = None) -> Products:
 
 def _run(experiment: Experiment, wanted: tuple[str, ...]) -> Products:
     last = wanted[-1]
+    unknown = sorted(set(experiment.evaluate.kinds) - set(KINDS))
+    if unknown:
+        raise ConfigError(f"evaluate.kinds names {unknown[0]!r}; there are {', '.join(KINDS)}")
     store = ingest(experiment) if "ingest" in wanted else _finished_store(experiment)
     if last == "ingest":
         return Products(store)
@@ -93,6 +97,12 @@ def _run(experiment: Experiment, wanted: tuple[str, ...]) -> Products:
         if not experiment.detect.detectors:
             raise ConfigError(f"no detector to fit: name some, as in detect.detectors='{_EXAMPLE}'")
         return Products(store, detected=detect(experiment, store))
+    if last in ("compare", "evaluate") and experiment.detect.detectors and not _has_model(experiment, store):
+        # Classical detectors need no network.
+        detected = detections_of(experiment, store)
+        if last == "compare":
+            return Products(store, detected=detected, compared=compare(experiment, store, Scores(detected.values())))
+        return Products(store, detected=detected, evaluated=evaluate(experiment, store, None, None, detected))
     checkpoint = _model(experiment, store, make="train" in wanted)
     if last == "train":
         return Products(store, checkpoint)
@@ -117,6 +127,8 @@ def _run(experiment: Experiment, wanted: tuple[str, ...]) -> Products:
     made = Products(store, checkpoint, scores, detected, compared, explanations, ascents)
     if last == "explain":
         return made
+    if last == "evaluate" and not experiment.evaluate.hosts:
+        raise ConfigError("evaluate.hosts is 0, so nothing is planted; set it to some hundreds")
     if last == "evaluate" or (whole and experiment.evaluate.hosts):
         evaluated: Evaluated | None = evaluate(experiment, store, checkpoint, scores, detected)
     else:
@@ -156,6 +168,10 @@ def _finished_store(experiment: Experiment) -> SpectraStore:
             "run `distspec ingest` to finish it"
         )
     return store
+
+
+def _has_model(experiment: Experiment, store: SpectraStore) -> bool:
+    return experiment.score.checkpoint is not None or model_folder(experiment, store.digest).is_dir()
 
 
 def _model(experiment: Experiment, store: SpectraStore, *, make: bool) -> Checkpoint:

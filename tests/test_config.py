@@ -64,6 +64,8 @@ def test_another_kind_replaces_the_whole_table() -> None:
         ("compare.scores=['rank_mean']", "compare.scores names 'rank_mean', which is no score"),
         ("detect.detectors=[{kind='pca'}, {kind='pca'}]", "two detectors are named 'pca'"),
         ("detect.detectors=[{kind='forest', name='mse'}]", "a detector cannot be named 'mse'"),
+        ("detect.detectors=[{kind='fisher'}, {kind='pca', name='fisher_mixture'}]", "two detectors are named"),
+        ("detect.detectors=[{kind='pca', name='region'}]", "a detector cannot be named 'region', which tells what led"),
         ("detect.detectors=[{kind='lof'}]", "expected one of 'pca', 'forest', 'isolation', 'fisher'"),
         ("evaluate.levels=[2.0]", "setting 'evaluate.levels.0'"),
         ("name='../evil'", "setting 'name'"),

@@ -31,7 +31,7 @@ def test_a_small_demo_goes_the_whole_way_and_is_quiet(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"distspec-demo"}
     page = (tmp_path / "distspec-demo/report.html").read_text("utf-8")
     assert "extreme-lines" in page
-    assert 'id="compare"' in page and 'id="evaluate"' in page
+    assert 'id="compare"' in page and 'id="evaluation"' in page
 
 
 @pytest.mark.slow

@@ -124,11 +124,23 @@ class Detect(Settings):
 
     @model_validator(mode="after")
     def _distinct(self) -> "Detect":
-        names = [detector.name for detector in self.detectors]
+        names = self.scores
         double = sorted({name for name in names if names.count(name) > 1})
         if double:
             raise ValueError(f"two detectors are named {double[0]!r}; give each a name of its own")
+        taken = sorted({"region", "region_chi2", "parts", "good_trees"} & set(names))
+        if taken:
+            raise ValueError(f"a detector cannot be named {taken[0]!r}, which tells what led to a score")
         return self
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of all scores: a Fisher detector has a second one, its mixture's own -log p."""
+        return tuple(
+            name
+            for one in self.detectors
+            for name in ((one.name, f"{one.name}_mixture") if one.kind == "fisher" else (one.name,))
+        )
 
 
 class Errors(Settings):

@@ -288,8 +288,7 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _known_scores(self) -> "Experiment":
         known = {*RECONSTRUCTION, *(name for metric in self.score.metrics for name in metric_scores(metric))}
-        detectors = {detector.name for detector in self.detect.detectors}
-        detectors |= {f"{one.name}_mixture" for one in self.detect.detectors if one.kind == "fisher"}
+        detectors = set(self.detect.scores)
         taken = sorted(detectors & {*known, *ENSEMBLES, "density"})
         if taken:
             raise ValueError(f"a detector cannot be named {taken[0]!r}, which is another score; set its name")

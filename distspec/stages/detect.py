@@ -58,7 +58,7 @@ def detect(experiment: Experiment, store: SpectraStore) -> dict[str, Layer]:
         for one in wanted:
             detector, sha256 = load_detector(folders[one.name])
             require_detector(folders[one.name], store.grid, store.recipe)
-            scores = [name for name, (_, shape) in detector.fields.items() if name.startswith(one.name) and shape == ()]
+            scores = [name for name in (one.name, f"{one.name}_mixture") if name in detector.fields]
             attributes = {"scores": scores, "detector": sha256, "kind": one.kind, **detector.facts}
             layers[one.name] = store.create_layer(names[one.name], dict(detector.fields), attributes)
             facts[one.name] = {"kind": one.kind, "sha256": sha256, **detector.facts}

@@ -342,7 +342,7 @@ def test_another_score_falls_back_on_the_explanation_there_is(made: Made, tmp_pa
 def test_an_unknown_score_is_refused_by_name(made: Made) -> None:
     experiment = made[0]
     wrong = experiment.model_copy(update={"report": experiment.report.model_copy(update={"score": "entropy"})})
-    with pytest.raises(ConfigError, match=r"'entropy'; expected one of mse, .*chi2"):
+    with pytest.raises(ConfigError, match=r"'entropy'; there are mse, .*chi2"):
         report(wrong, *made[1:])
 
 
@@ -415,7 +415,10 @@ def test_a_card_tells_its_way_to_higher_probability(whole: tuple[Experiment, Pro
         strongest = changes(way.growth, made.store.grid)[0]
         assert strongest.label in told
     assert told.count("On the way to higher probability") == len(best)
-    assert page.count("data-root-id") == 4 + 10 + 2 * len(best)
+    assert page.count("data-root-id") > 4 + 10 + 2 * len(best)
+    for section in ("compare", "bias", "errors", "evaluation"):
+        assert f'id="{section}"' in page
+    assert told.count("The score pca is decided by") == len(best)
     assert ("where it was cut off" in told) == any(ways.find(row).unfinished for row in best.tolist())
 
 
