@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, UInt64
 
 from distspec.config import Prepare
 from distspec.errors import ConfigError
@@ -243,7 +243,7 @@ def _dice(kind: str, rows: Int64[np.ndarray, "n"], seed: int) -> Float64[np.ndar
     start = (seed * 0xD1342543DE82EF95 + zlib.crc32(kind.encode()) * 0x2545F4914F6CDD1D) % 2**64
     with np.errstate(over="ignore"):
         count = rows.astype(np.uint64)[:, None] * np.uint64(5) + np.arange(1, 6, dtype=np.uint64)
-        mixed = count * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
+        mixed: UInt64[np.ndarray, "n 5"] = count * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     # 53 bits are what a float64 holds: more would round up to 1.

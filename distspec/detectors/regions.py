@@ -193,7 +193,7 @@ class Rarity:
         low, high = curve[region, left], curve[region, left + 1]
         counted = low + (high - low) * (at - left) + index * np.maximum(place - last, 0.0)
         tail = curve[region, first] + index * np.maximum(place - first, 0.0)
-        return np.where(place > first, np.maximum(counted, tail), counted)
+        return np.asarray(np.where(place > first, np.maximum(counted, tail), counted))
 
     @cached_property
     def _curves(

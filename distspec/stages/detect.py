@@ -160,7 +160,10 @@ class Grower:
 
     def __call__(self, piece: Piece) -> tuple[Piece, Arrays]:
         grow = DETECTORS[piece.detector.kind].grow
-        return piece, grow(piece.detector, self._sample, self._seed, piece.part)
+        try:
+            return piece, grow(piece.detector, self._sample, self._seed, piece.part)
+        except ConfigError as error:
+            raise ConfigError(f"detector {piece.detector.name!r} cannot be fitted: {error}") from error
 
 
 class Looker:

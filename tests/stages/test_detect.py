@@ -14,7 +14,7 @@ from distspec.errors import CheckpointError, ConfigError, ShardError
 from distspec.holdout import held_out
 from distspec.layout import detector_folder
 from distspec.pipeline import Products
-from distspec.spectra import Spectra
+from distspec.spectra import Spectra, WaveGrid
 from distspec.stages import detect as module
 from distspec.stages.detect import detect, detections_of
 from distspec.store import SpectraStore
@@ -161,6 +161,13 @@ def test_too_few_spectra_are_refused(spectra: Spectra, tmp_path: Path) -> None:
     store = make_store(tmp_path / "store.zarr", spectra, shard_rows=16, chunk_rows=8, status=status)
     with pytest.raises(ConfigError, match="only 2 of 40 spectra can be used; detectors need two to fit on"):
         detect(settings(tmp_path / "out"), store)
+
+
+def test_a_detector_that_cannot_be_fitted_is_named(grid: WaveGrid, tmp_path: Path) -> None:
+    flat = np.ones((40, grid.pixels), np.float32)
+    store = make_store(tmp_path / "store.zarr", Spectra(np.arange(40), flat, flat, grid), shard_rows=64, chunk_rows=8)
+    with pytest.raises(ConfigError, match="detector 'fisher' cannot be fitted"):
+        detect(settings(tmp_path / "out", detectors=FEW[3:]), store)
 
 
 def test_a_score_that_is_not_finite_names_its_row() -> None:
