@@ -56,12 +56,18 @@ def planter_of(ready: Ready) -> tuple[stage.Plan, Planter]:
     return plan, Planter(ready.store.path, plan, ready.experiment, ready.made.checkpoint.folder, places)
 
 
+def like(experiment: Experiment, output: Path, **changes: Any) -> Experiment:
+    """Give an experiment with another output and whole sections of settings changed."""
+    tree = experiment.model_dump(mode="json") | {"output": str(output)} | changes
+    return Experiment.model_validate_json(json.dumps(tree))
+
+
 @pytest.fixture(scope="module")
-def ready(done: tuple[Experiment, Products], tmp_path_factory: pytest.TempPathFactory) -> Ready:
-    """The small survey in a place of its own, with two classical detectors beside the model."""
+def ready(whole: tuple[Experiment, Products], tmp_path_factory: pytest.TempPathFactory) -> Ready:
+    """The survey with all there is in a model, in a place of its own, with two classical detectors beside the model."""
     output = tmp_path_factory.mktemp("evaluate") / "out"
-    shutil.copytree(done[0].output, output, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"))
-    experiment = small(output, **CHANGES)
+    shutil.copytree(whole[0].output, output, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"))
+    experiment = like(whole[0], output, **CHANGES)
     made = run(experiment, "score")
     store = SpectraStore.open(made.store.path, write=True)
     return Ready(experiment, store, made, detect(experiment, store))
@@ -98,7 +104,7 @@ def test_every_detector_meets_every_kind(ready: Ready, evaluated: tuple[Evaluate
         assert len({str(one) for one in facts["results"][detector]["wrong-redshift"]["auc"]}) == 1
     assert [part["by"] for part in facts["strata"]] == ["snr"] * 3 + ["z"] * 3
     assert sum(part["hosts"] for part in facts["strata"][:3]) == facts["hosts"] == 12
-    assert [one["name"] for one in facts["pointing"]] == ["lime_mse", "lime_chi2", "pca_region"]
+    assert [one["name"] for one in facts["pointing"]] == ["lime_density", "lime_chi2", "pca_region"]
     assert all(one["results"]["cosmic-ray"]["explained"] == 3 for one in facts["pointing"])
     assert sorted(path.name for path in found.folder.iterdir()) == ["evaluation.csv", "evaluation.json"]
     assert json.loads((found.folder / "evaluation.json").read_text()) == facts
@@ -112,7 +118,9 @@ def test_numbers_are_those_of_a_plain_computation(ready: Ready, evaluated: tuple
     validation = np.flatnonzero(usable & held_out(usable, experiment.train.validation, experiment.seed))
     assert facts["background"] == len(validation)
     hosts = store.take(plan.hosts, frozen=False)
-    planted = plant("extreme-lines", hosts, store.column("z", plan.hosts), 1.0, 5, experiment.ingest.prepare)
+    planted = plant(
+        "extreme-lines", hosts, store.column("z", plan.hosts), 1.0, experiment.seed, experiment.ingest.prepare
+    )
     assert planted.possible.all()
     scores = ModelScores(made.checkpoint, experiment.score)
     mine = scores(planted.spectra).scores[:, scores.names.index("relative")]
@@ -130,8 +138,8 @@ def test_strong_anomalies_are_found_and_seen_where_they_are(evaluated: tuple[Eva
     assert facts["results"]["pca"]["cosmic-ray"]["auc"][2][0] > 0.9
     assert facts["results"]["mse"]["extreme-lines"]["recall"]["0.1"][2][0] == 1.0
     told = {one["name"]: one["results"]["cosmic-ray"] for one in facts["pointing"]}
-    assert told["lime_mse"]["chance"] < 0.1
-    assert told["lime_mse"]["hits"] >= 2
+    assert told["pca_region"]["chance"] < 0.2
+    assert told["pca_region"]["hits"] >= 2
 
 
 def test_hosts_and_companions_are_held_out_of_every_fit(ready: Ready) -> None:
@@ -160,8 +168,9 @@ def test_a_companion_stands_some_places_away(rng: np.random.Generator, count: in
 
 
 def test_without_strength_scores_are_those_of_the_layers(ready: Ready) -> None:
+    """Of a blend they are not, however faint: where nothing is known of the companion, pixels are masked."""
     plan, planter = planter_of(ready)
-    for kind in ("cosmic-ray", "extreme-lines", "blend"):
+    for kind in ("cosmic-ray", "extreme-lines", "red-runaway"):
         seen, planted = planter._planted(Job(kind, 0, 12, False), 1e-9)
         assert planted.possible.all()
         table = Scores([ready.made.scores, *ready.detected.values()])
@@ -218,7 +227,7 @@ def test_any_number_of_workers_and_an_interruption_give_the_same_bytes(
     _, store, made, detected = ready
     folder = evaluated[0].folder
     before = contents(folder)
-    experiment = small(Path(ready.experiment.output), runtime={"workers": 1}, **CHANGES)
+    experiment = like(ready.experiment, Path(ready.experiment.output), runtime={"workers": 1})
     plan, planter = planter_of(ready)
     jobs = stage._jobs(plan, 3)
     shutil.move(folder, tmp_path / "whole")
@@ -241,7 +250,7 @@ def test_parts_that_are_there_are_not_made_again(
         plan = stage._plan(experiment, store)
         for job in stage._jobs(plan, 3):
             size = job.stop - job.start
-            part = {"scores": np.full((size, 3, 11), np.inf, np.float32), "possible": np.ones((size, 3), bool)}
+            part = {"scores": np.full((size, 3, 12), np.inf, np.float32), "possible": np.ones((size, 3), bool)}
             if job.explained:
                 part = {"names": np.array([]), "regions": np.zeros(0, int), "known": np.ones(size, bool)}
                 part |= dict.fromkeys(("hits", "chance"), np.zeros((0, size)))
@@ -259,7 +268,7 @@ def test_runs_are_tracked(ready: Ready, evaluated: tuple[Evaluated, Any, Any]) -
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri(ready.experiment), tracking_uri(ready.experiment))
-    found = client.get_experiment_by_name("small")
+    found = client.get_experiment_by_name("whole")
     runs = client.search_runs([found.experiment_id], "tags.`distspec.stage` = 'evaluate'")
     told = runs[-1]
     assert told.info.status == "FINISHED"
@@ -267,7 +276,7 @@ def test_runs_are_tracked(ready: Ready, evaluated: tuple[Evaluated, Any, Any]) -
     expected = evaluated[0].facts["results"]["pca"]["all"]
     assert told.data.metrics["auc_pca"] == pytest.approx(expected["auc"][1][0])
     assert told.data.metrics["recall_pca"] == pytest.approx(expected["recall"]["0.1"][1][0])
-    assert "pointing_lime_mse" in told.data.metrics
+    assert "pointing_lime_chi2" in told.data.metrics
     names = {one.path for one in client.list_artifacts(told.info.run_id)}
     assert names == {"evaluation.json", "evaluation.png"}
 
@@ -284,8 +293,8 @@ def test_the_table_says_the_same(evaluated: tuple[Evaluated, Any, Any]) -> None:
 
 
 def test_classical_detectors_need_no_model(ready: Ready) -> None:
-    changed = CHANGES | {"evaluate": {"hosts": 4, "kinds": ["red-runaway"], "explained": 0, "strengths": [1.0]}}
-    experiment = small(Path(ready.experiment.output), **changed)
+    evaluate_ = {"hosts": 4, "kinds": ["red-runaway"], "explained": 0, "strengths": [1.0]}
+    experiment = like(ready.experiment, Path(ready.experiment.output), evaluate=evaluate_)
     facts = evaluate(experiment, ready.store, None, None, ready.detected).facts
     assert facts["detectors"] == ["pca", "isolation"]
     assert facts["model"] is None
@@ -299,13 +308,13 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(ready: Ready, tmp_path:
         evaluate(experiment, store, None, None, {})
     with pytest.raises(ConfigError, match="run `distspec score` first"):
         evaluate(experiment, store, made.checkpoint, None, detected)
-    wrong = small(Path(experiment.output), **(CHANGES | {"evaluate": {"kinds": ["supernova"]}}))
+    wrong = like(experiment, Path(experiment.output), evaluate={"kinds": ["supernova"]})
     with pytest.raises(ConfigError, match="'supernova'; expected one of e.a, double-peaked"):
         evaluate(wrong, store, made.checkpoint, made.scores, detected)
     with pytest.raises(CheckpointError, match="is not of model"):
         evaluate(experiment, store, made.checkpoint, detected["pca"], {})
     unfinished = store.create_layer("detect-unfinished", {"pca": ("f4", ())}, {"scores": ["pca"]})
-    with pytest.raises(StoreError, match="lacks 6 of 6 shards"):
+    with pytest.raises(StoreError, match="lacks 1 of 1 shards"):
         evaluate(experiment, store, None, None, {"pca": unfinished})
 
 
@@ -322,9 +331,8 @@ def test_a_file_of_another_schema_is_refused(ready: Ready) -> None:
 
 
 def test_a_named_model_may_have_seen_the_hosts(ready: Ready) -> None:
-    named = small(
-        Path(ready.experiment.output), **CHANGES, score={"top": 50, "checkpoint": ready.made.checkpoint.folder}
-    )
+    score_ = {"checkpoint": ready.made.checkpoint.folder}
+    named = like(ready.experiment, Path(ready.experiment.output), score=score_)
     plan = stage._plan(named, ready.store)
     shape = (len(plan.kinds), 2, 3, 1)
     trials = stage.Trials(
