@@ -98,6 +98,12 @@ def explain(file: File, /, *overrides: Overrides) -> None:
 
 
 @app.command
+def cluster(file: File, /, *overrides: Overrides) -> None:
+    """Explanations -> groups of spectra that are odd for the same reason, with stacks, weights and lines of each."""
+    _run(file, overrides, "cluster")
+
+
+@app.command
 def evaluate(file: File, /, *overrides: Overrides) -> None:
     """Known anomalies planted in your own spectra -> what each detector finds, and where explanations point."""
     _run(file, overrides, "evaluate")
@@ -176,6 +182,10 @@ def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> None
         print(f"compared {made.compared.folder}")
     for layer in made.explanations.values():
         print(f"reasons  {made.store.path}/layers/{layer.name}")
+    if made.lines is not None:
+        print(f"lines    {made.store.path}/layers/{made.lines.name}")
+    if made.clustered is not None:
+        print(f"clusters {made.clustered.folder}")
     if made.ascents is not None:
         print(f"ways     {made.store.path}/layers/{made.ascents.name}")
     if made.evaluated is not None:

@@ -5,6 +5,7 @@ And what changes along a way, as lines and regions with names.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -12,9 +13,10 @@ from jaxtyping import Bool, Float32, Float64
 from scipy.ndimage import median_filter
 
 from distspec.lines import nearest_line
+from distspec.segments import edges_of
 from distspec.spectra import LIGHT_SPEED, WaveGrid
 from distspec.store import Layer, SpectraStore
-from distspec.truth import segment_edges
+from distspec.truth import segments_of
 
 __all__ = ["Change", "Explained", "Explanation", "Way", "Ways", "changes"]
 
@@ -33,45 +35,97 @@ _EDGE: Final = 0.2
 
 @dataclass(frozen=True)
 class Explanation:
-    """Weights of one row, and the score that they explain."""
+    """Weights of one row by one method, and the score that they explain.
 
+    Arguments:
+        method: its name.
+        score: whose weights they are.
+        edges: wavelengths between which the regions lie, Å.
+        weights: of the regions.
+        r2: of the local model, where the method has one.
+        error: standard errors of the weights, where the method tells them.
+        listed: whether the row is in the score's own list.
+        by_pixel: whether the regions are pixels.
+    """
+
+    method: str
     score: str
-    edges: Float64[np.ndarray, "segments+1"]
-    weights: Float32[np.ndarray, "segments"]
-    r2: float
+    edges: Float64[np.ndarray, "regions+1"]
+    weights: Float32[np.ndarray, "regions"]
+    r2: float | None = None
+    error: Float32[np.ndarray, "regions"] | None = None
+    listed: bool = True
+    by_pixel: bool = False
 
     @property
     def heaviest(self) -> tuple[float, float, float]:
-        """Wavelengths and weight of the segment of largest |weight|."""
-        segment = int(np.abs(self.weights).argmax())
-        return float(self.edges[segment]), float(self.edges[segment + 1]), float(self.weights[segment])
+        """Wavelengths and weight of the region of largest |weight|; of pixels, those around it with half of that."""
+        size = np.abs(self.weights)
+        peak = int(size.argmax())
+        start, stop = peak, peak + 1
+        if self.by_pixel:
+            start, stop = _run(size >= 0.5 * size[peak], peak)
+        return float(self.edges[start]), float(self.edges[stop]), float(self.weights[peak])
 
 
 class Explained:
-    """Finds the explanation of a row: that of the ranking score, else the first that holds the row.
+    """Finds the explanations of a row; weights are read when they are asked for.
 
     Arguments:
         store: the spectra.
-        layers: of the explain stage, by score.
-        chosen: the ranking score.
+        layers: of the explain stage, by method.
+        chosen: the ranking score, whose explanation comes first.
     """
 
     def __init__(self, store: SpectraStore, layers: Mapping[str, Layer], chosen: str) -> None:
-        ordered = sorted(layers, key=lambda name: name != chosen)
-        self._rows = {name: layers[name].read("row") for name in ordered}
-        self._weights = {name: layers[name].read("weights") for name in ordered}
-        self._r2 = {name: layers[name].read("r2") for name in ordered}
-        self._edges = {name: segment_edges(store.grid, layers[name]) for name in ordered}
+        self._layers, self._chosen = dict(layers), chosen
+        self._rows = {name: layer.read("row") for name, layer in layers.items()}
+        self._ranks = {name: layer.read("rank") for name, layer in layers.items()}
+        self._edges = {name: edges_of(store.grid, segments_of(store.grid, layer)) for name, layer in layers.items()}
         self._places = {name: {int(row): i for i, row in enumerate(rows)} for name, rows in self._rows.items()}
-        self.longest = len(self._rows[chosen]) if chosen in self._rows else 0
+        self.longest = 0
+        for name, layer in layers.items():
+            if chosen in layer.attributes["names"]:
+                rank = self._ranks[name][:, layer.attributes["names"].index(chosen)]
+                self.longest = max(self.longest, int((rank >= 0).sum()))
+        self._shard = lru_cache(maxsize=8)(self._read_shard)
 
     def find(self, row: int) -> Explanation | None:
-        """Give the explanation of a row of the store; None where there is none."""
-        for name, places in self._places.items():
-            if row in places:
-                place = places[row]
-                return Explanation(name, self._edges[name], self._weights[name][place], float(self._r2[name][place]))
-        return None
+        """Give the first method's explanation of a row of the store, of the ranking score if there is one."""
+        return next(iter(self.all(row)), None)
+
+    def all(self, row: int) -> list[Explanation]:
+        """Give every explanation of a row, method by method: of the ranking score, else of the first whose list has it;
+        none that failed.
+        """
+        found = []
+        for name, layer in self._layers.items():
+            place = self._places[name].get(row)
+            if place is None:
+                continue
+            names, rank = layer.attributes["names"], self._ranks[name][place]
+            listed = [number for number in range(len(names)) if rank[number] >= 0]
+            number = names.index(self._chosen) if self._chosen in names else (listed or [0])[0]
+            one = self._one(name, place, number, listed=number in listed)
+            if np.isfinite(one.weights).all():
+                found.append(one)
+        return found
+
+    def _one(self, name: str, place: int, number: int, *, listed: bool) -> Explanation:
+        layer = self._layers[name]
+        shard, place = divmod(place, layer.shard_rows)
+        told = self._shard(name, shard)
+        r2 = float(told["r2"][place, number]) if "r2" in told else None
+        error = told["error"][place, number] if "error" in told else None
+        weights = told["weights"][place, number]
+        score, edges = layer.attributes["names"][number], self._edges[name]
+        by_pixel = len(weights) == len(layer.attributes["segment_of"])
+        return Explanation(name, score, edges, weights, r2, error, listed, by_pixel)
+
+    def _read_shard(self, name: str, shard: int) -> dict[str, np.ndarray]:
+        layer = self._layers[name]
+        fields = [field for field in ("weights", "error", "r2") if field in layer.fields]
+        return dict(zip(fields, layer.read_shard(shard, *fields), strict=True))
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ class Shown:
         ivar: its inverse variance, 0 = masked.
         reconstruction: the model's.
         redshift: that moves the lines on an observed-frame grid; None leaves them where they are, NaN marks none.
-        edges: of the explained segments, Å; None without an explanation.
-        weights: of the segments.
+        explanations: of each, what it is called, the edges of its regions (Å), and their weights; the first tints the
+            spectrum.
         windows: pairs [low, high] that truth records, Å on this grid, NaN where unused; None without truth.
         way: spectra decoded along the way to higher probability; None without one.
     """
@@ -88,8 +88,7 @@ class Shown:
     ivar: Float32[np.ndarray, "pixels"]
     reconstruction: Float32[np.ndarray, "pixels"]
     redshift: float | None = None
-    edges: Float64[np.ndarray, "segments+1"] | None = None
-    weights: Float32[np.ndarray, "segments"] | None = None
+    explanations: tuple[tuple[str, Float64[np.ndarray, "regions+1"], Float32[np.ndarray, "regions"]], ...] = ()
     windows: Float64[np.ndarray, "k 2"] | None = None
     way: Float32[np.ndarray, "points pixels"] | None = None
 
@@ -166,8 +165,7 @@ def spectrum_figure(shown: Shown) -> Any:
     top = _flux_panel(shown, source, axis)
     middle = _residual_panel(shown, source, axis)
     panels = [top, middle]
-    if shown.weights is not None and shown.edges is not None:
-        panels.append(_weight_panel(shown.edges, shown.weights, axis))
+    panels += [_weight_panel(name, edges, weights, axis) for name, edges, weights in shown.explanations]
     return _column(panels, _wavelength(shown))
 
 
@@ -235,8 +233,8 @@ def _flux_panel(shown: Shown, source: ColumnDataSource, axis: Range1d) -> Any:
     marks = line_marks(axis.start, axis.end, shown.redshift)
     roof = high + height * (_HEADROOM if marks else 0.05)
     plot = panel(300, "", "flux", x_range=axis, y_range=Range1d(low - 0.05 * height, roof))
-    if shown.weights is not None and shown.edges is not None:
-        _shade(plot, shown.edges, shown.weights)
+    if shown.explanations:
+        _shade(plot, *shown.explanations[0][1:])
     _outline(plot, shown.windows)
     plot.patch(*_band(source.data["wave"], flux, sigma), color=COLORS["flux"], fill_alpha=0.18, line_alpha=0)
     _mark_lines(plot, marks, roof)
@@ -263,8 +261,10 @@ def _residual_panel(shown: Shown, source: ColumnDataSource, axis: Range1d) -> An
     return plot
 
 
-def _weight_panel(edges: Float64[np.ndarray, "segments+1"], weights: Float32[np.ndarray, "segments"], axis: Any) -> Any:
-    plot = panel(110, "", "weight", x_range=axis)
+def _weight_panel(
+    name: str, edges: Float64[np.ndarray, "segments+1"], weights: Float32[np.ndarray, "segments"], axis: Any
+) -> Any:
+    plot = panel(110, "", name, x_range=axis)
     source = ColumnDataSource(
         {
             "left": edges[:-1].astype(np.float32),

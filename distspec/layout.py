@@ -10,6 +10,7 @@
   detectors/<name>-<digest>/ a fitted classical detector; <name>-<digest>.unfinished until its last look
   comparison/<digest>/       how far scores agree: comparison.json, overlaps.csv, errors.csv, groups.csv
   comparison/ensemble-<digest>/  distribution of each score, by which ensembles rank
+  clusters/<digest>/         groups of explanations: clusters.json, members.csv
   evaluation/<digest>/       how good detectors are: evaluation.json, evaluation.csv; part-*.npz while it is made
   tuning/<study digest>/     a search for settings: Optuna's journal, trials.csv, states of unfinished trials
   tuned.toml                 the settings that it found
@@ -21,11 +22,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distspec.config import AnyDetector, Experiment, Train, digest
+from distspec.config import AnyDetector, AnyMethod, Experiment, Train, digest
 from distspec.store import Inventory, Layer
 
 __all__ = [
     "ascent_layer",
+    "cluster_folder",
     "compare_folder",
     "detect_layer",
     "detector_folder",
@@ -34,6 +36,7 @@ __all__ = [
     "evaluation_folder",
     "explain_layer",
     "ledger_path",
+    "lines_layer",
     "model_folder",
     "recipe_digest",
     "report_path",
@@ -108,10 +111,28 @@ def score_layer(experiment: Experiment, sha256: str) -> str:
     return f"score-{digest(experiment.score.model_dump(mode='json', exclude={'top', 'checkpoint'}), sha256)}"
 
 
-def explain_layer(experiment: Experiment, score: str, scores: Layer) -> str:
-    """Name of the layer that explains the top list of one score of a score layer; the list changes as that grows."""
-    settings = experiment.explain.model_dump(mode="json", exclude={"scores", "ascent"})
-    return f"explain-{score}-{digest(settings, experiment.seed, scores.name, *_grown(scores))}"
+def explain_layer(experiment: Experiment, method: AnyMethod, scores: Sequence[Layer], listed: str = "") -> str:
+    """Name of the layer of a method's explanations; the spectra that are explained change as the store grows.
+
+    Arguments:
+        experiment: with the explain settings.
+        method: one of their methods.
+        scores: the layer of each score that is explained.
+        listed: names the content of the list of ids, if the settings have one.
+    """
+    chosen = _explained(experiment, scores, listed)
+    return f"explain-{method.name}-{digest(method.model_dump(mode='json'), experiment.seed, chosen)}"
+
+
+def lines_layer(experiment: Experiment, scores: Sequence[Layer], listed: str = "") -> str:
+    """Name of the layer of lines measured in the spectra that are explained; arguments as above."""
+    return f"lines-{digest(_explained(experiment, scores, listed))}"
+
+
+def _explained(experiment: Experiment, scores: Sequence[Layer], listed: str) -> list[Any]:
+    """Say what decides which spectra are explained."""
+    settings = experiment.explain.model_dump(mode="json", include={"scores", "fraction", "limit"})
+    return [settings, listed, [(layer.name, *_grown(layer)) for layer in scores]]
 
 
 def ascent_layer(experiment: Experiment, scores: Layer) -> str:
@@ -179,14 +200,30 @@ def evaluation_folder(experiment: Experiment, store: str, scores: Sequence[Layer
         scores: layers of the detectors.
     """
     settings = experiment.evaluate.model_dump(mode="json")
-    explained = experiment.explain.model_dump(mode="json", exclude={"ascent", "fraction", "limit"})
+    explained = experiment.explain.model_dump(mode="json", exclude={"ascent", "fraction", "limit", "ids"})
     # What is held out of every fit is what anomalies are planted in. A model that was named may have seen it.
-    drawn = (experiment.train.validation, experiment.seed, experiment.score.checkpoint is not None)
+    drawn: tuple[Any, ...] = (experiment.train.validation, experiment.seed, experiment.score.checkpoint is not None)
+    drawn += (list(experiment.compare.scores),)
     made = sorted(
         [layer.name, layer.attributes.get("model", layer.attributes.get("detector")), list(layer.parts)]
         for layer in scores
     )
     return Path(experiment.output) / "evaluation" / digest(settings, explained, *drawn, store, made)
+
+
+def cluster_folder(experiment: Experiment, store: str, explanations: Layer, score: str) -> Path:
+    """Folder of the clusters of the explanations of a score; it changes as the store grows.
+
+    Arguments:
+        experiment: with the cluster settings.
+        store: digest of the store.
+        explanations: their layer.
+        score: whose explanations are clustered.
+    """
+    settings = experiment.cluster.model_dump(mode="json", exclude={"method", "score"})
+    drawn = (list(experiment.compare.exposures), experiment.seed)
+    made = (store, explanations.name, list(explanations.parts), score)
+    return Path(experiment.output) / "clusters" / digest(settings, *drawn, *made)
 
 
 def report_path(experiment: Experiment) -> Path:

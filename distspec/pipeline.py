@@ -20,10 +20,11 @@ from distspec.models.checkpoint import Checkpoint
 from distspec.planting import KINDS
 from distspec.runtime import connect, map_shards
 from distspec.scores import Scores
+from distspec.stages.cluster import Clustered, cluster, clustered_of
 from distspec.stages.compare import Compared, compare, compared_of
 from distspec.stages.detect import detect, detections_of
 from distspec.stages.evaluate import Evaluated, evaluate, evaluated_of
-from distspec.stages.explain import ascents_of, explain, explanations_of, follow
+from distspec.stages.explain import ascents_of, explain, explanations_of, follow, lines_of, measure_lines
 from distspec.stages.export import Exported, export
 from distspec.stages.ingest import ingest
 from distspec.stages.report import report
@@ -34,7 +35,7 @@ from distspec.store import Layer, SpectraStore
 
 __all__ = ["EXTRA", "STAGES", "Products", "check", "run"]
 
-STAGES = ("ingest", "train", "score", "detect", "compare", "explain", "evaluate", "report")
+STAGES = ("ingest", "train", "score", "detect", "compare", "explain", "cluster", "evaluate", "report")
 
 EXTRA = ("tune", "export")
 """Stages that are run by name only; they work on whatever the others have left."""
@@ -53,7 +54,9 @@ class Products:
     detected: dict[str, Layer] = field(default_factory=dict)
     compared: Compared | None = None
     explanations: dict[str, Layer] = field(default_factory=dict)
+    lines: Layer | None = None
     ascents: Layer | None = None
+    clustered: Clustered | None = None
     evaluated: Evaluated | None = None
     report: Path | None = None
     exported: Exported | None = None
@@ -118,14 +121,12 @@ def _run(experiment: Experiment, wanted: tuple[str, ...]) -> Products:
     compared = compare(experiment, store, table) if "compare" in wanted else compared_of(experiment, store, table)
     if last == "compare":
         return Products(store, checkpoint, scores, detected, compared)
-    if "explain" in wanted:
-        explanations = explain(experiment, store, checkpoint, table)
-        ascents = follow(experiment, store, checkpoint, scores)
-    else:
-        explanations = explanations_of(experiment, store, table)
-        ascents = ascents_of(experiment, store, scores)
-    made = Products(store, checkpoint, scores, detected, compared, explanations, ascents)
+    made = Products(store, checkpoint, scores, detected, compared)
+    made = _explained(experiment, made, table, make="explain" in wanted)
     if last == "explain":
+        return made
+    made = replace(made, clustered=_clustered(experiment, made, make="cluster" in wanted))
+    if last == "cluster":
         return made
     if last == "evaluate" and not experiment.evaluate.hosts:
         raise ConfigError("evaluate.hosts is 0, so nothing is planted; set it to some hundreds")
@@ -137,8 +138,38 @@ def _run(experiment: Experiment, wanted: tuple[str, ...]) -> Products:
         return replace(made, evaluated=evaluated)
     others = [*detected.values(), *([compared.ensembles] if compared is not None and compared.ensembles else [])]
     told = (compared.facts if compared is not None else None, evaluated.facts if evaluated is not None else None)
-    page = report(experiment, store, checkpoint, scores, explanations, ascents, others, *told)
+    found = made.clustered.facts if made.clustered is not None else None
+    page = report(
+        experiment, store, checkpoint, scores, made.explanations, made.ascents, others, *told, made.lines, found
+    )
     return replace(made, evaluated=evaluated, report=page)
+
+
+def _explained(experiment: Experiment, made: Products, table: Scores, *, make: bool) -> Products:
+    """Add the explanations, the lines of what is explained and the ways up the density; make them or open them."""
+    store, checkpoint, scores = made.store, made.checkpoint, made.scores
+    assert checkpoint is not None and scores is not None
+    if not make:
+        explanations = explanations_of(experiment, store, table)
+        lines, ascents = lines_of(experiment, store, table), ascents_of(experiment, store, scores)
+    else:
+        explanations = explain(experiment, store, checkpoint, table)
+        lines = measure_lines(experiment, store, checkpoint, table, next(iter(explanations.values())))
+        ascents = follow(experiment, store, checkpoint, scores)
+    return replace(made, explanations=explanations, lines=lines, ascents=ascents)
+
+
+def _clustered(experiment: Experiment, made: Products, *, make: bool) -> Clustered | None:
+    """Cluster the explanations of the method that the settings name, or open the clusters that there are."""
+    method = experiment.cluster.method or experiment.explain.methods[0].name
+    layer = made.explanations.get(method)
+    if layer is None:
+        if make:
+            raise ConfigError(f"no explanations by {method!r} to cluster; run `distspec explain` first")
+        return None
+    if make:
+        return cluster(experiment, made.store, layer, made.lines)
+    return clustered_of(experiment, made.store, layer)
 
 
 def check(experiment: Experiment, *, mend: bool = False) -> list[str]:

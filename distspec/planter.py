@@ -4,20 +4,23 @@ An explainer is a `Pointer`: regions of the spectrum, and which of them it holds
 entry of `Planter.pointers`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
-from distspec.config import Experiment
+from distspec.config import AnyMethod, Experiment, Lime
+from distspec.detectors.explainable import Explainable
 from distspec.detectors.fitted import load_detector
-from distspec.detectors.model import ModelDetector, ModelScores
+from distspec.detectors.model import ModelScores
 from distspec.detectors.pca import PcaDetector
-from distspec.explainers import ScoreFunction
-from distspec.explainers.lime import Lime
+from distspec.explainers import Explainer
+from distspec.explainers.build import build_explainer
 from distspec.models.checkpoint import Checkpoint
+from distspec.ordinary import Ordinary
 from distspec.planting import GRADED, Planted, plant
+from distspec.segments import fold
 from distspec.spectra import Spectra
 from distspec.store import SpectraStore
 
@@ -69,24 +72,24 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Pointer:
-    """An explainer: it points at one of its regions of a spectrum.
+    """An explainer: it points at one of its regions of a spectrum, for each of k scores.
 
     Arguments:
-        name: of the explainer, for tables and metrics.
+        names: of the explainer and score, for tables and metrics.
         covers: pixels of each region.
         point: gives the region that it holds to be odd in each spectrum, -1 where it names none.
     """
 
-    name: str
+    names: tuple[str, ...]
     covers: Bool[np.ndarray, "regions pixels"]
-    point: Callable[[Spectra], Int64[np.ndarray, "n"]]
+    point: Callable[[Spectra], Int64[np.ndarray, "k n"]]
 
     def judge(
         self, spectra: Spectra, region: Bool[np.ndarray, "n pixels"]
-    ) -> tuple[Bool[np.ndarray, "n"], Float64[np.ndarray, "n"]]:
+    ) -> tuple[Bool[np.ndarray, "k n"], Float64[np.ndarray, "n"]]:
         """Tell where it points into the planted region, and what share of its regions would be right."""
         if not len(spectra):
-            return np.zeros(0, bool), np.zeros(0)
+            return np.zeros((len(self.names), 0), bool), np.zeros(0)
         marked = region.astype(np.float32) @ self.covers.T.astype(np.float32) > 0
         chosen = self.point(spectra)
         return marked[np.arange(len(marked)), chosen] & (chosen >= 0), marked.mean(axis=1)
@@ -166,47 +169,53 @@ class Planter:
         seen, planted = self._planted(job, self._plan.strengths[self._plan.reference])
         region = planted.region & seen.good
         known = planted.possible & region.any(axis=1)
-        hits, chance = np.zeros((len(self._pointers), len(seen)), bool), np.zeros((len(self._pointers), len(seen)))
-        for index, pointer in enumerate(self._pointers):
-            hits[index, known], chance[index, known] = pointer.judge(seen[known], region[known])
-        names = np.array([pointer.name for pointer in self._pointers])
-        regions = np.array([len(pointer.covers) for pointer in self._pointers], np.int64)
-        return {"names": names, "regions": regions, "hits": hits, "chance": chance, "known": known}
+        names = [name for pointer in self._pointers for name in pointer.names]
+        hits, chance = np.zeros((len(names), len(seen)), bool), np.zeros((len(names), len(seen)))
+        first = 0
+        for pointer in self._pointers:
+            own = slice(first, first + len(pointer.names))
+            hits[own, known], chance[own, known] = pointer.judge(seen[known], region[known])
+            first = own.stop
+        regions = np.array([len(one.covers) for one in self._pointers for _ in one.names], np.int64)
+        return {"names": np.array(names), "regions": regions, "hits": hits, "chance": chance, "known": known}
 
     def _make_pointers(self) -> list["Pointer"]:
-        """List the explainers: LIME on every score that the settings explain, and each PCA's deciding region."""
-        pixels, experiment = self._store.grid.pixels, self._experiment
-        found = [
-            _lime(name, score, Lime(experiment.explain, pixels, experiment.seed)) for name, score in self._scores()
-        ]
+        """List the explainers: every method on the scores that the settings explain, and each PCA's deciding region."""
+        experiment, store = self._experiment, self._store
+        detectors = {name: detector for detector, names in self._detectors.values() for name in names}
+        own = () if self._model is None else self._model.names
+        names = [name for name in experiment.explain.scores if name in own or name in detectors]
+        found = []
+        for method in experiment.explain.methods if names else ():
+            explainer = build_explainer(method, store.grid, experiment.seed, rest=store.frame == "rest")
+            # Without a model there is nothing that could make baselines or gradients.
+            if self._model is not None or isinstance(method, Lime):
+                found.append(self._asking(method, explainer, Explainable(names, self._model, detectors)))
         for name, (detector, _) in self._detectors.items():
             if isinstance(detector, PcaDetector):
                 found.append(_deciding(name, detector))
         return found
 
-    def _scores(self) -> Iterator[tuple[str, ScoreFunction]]:
-        """Give the scores to explain, as far as their detectors are there."""
-        for name in self._experiment.explain.scores:
-            if self._model is not None and name in self._model.names:
-                yield name, ModelDetector(self._model, name).score
-            elif name in self._detectors:
-                yield name, self._detectors[name][0].score
+    def _asking(self, method: AnyMethod, explainer: Explainer, scores: Explainable) -> Pointer:
+        """Point at the region of largest |weight|; what is told pixel by pixel is added up over windows."""
+        segments = fold(np.zeros(len(np.unique(explainer.segment_of))), explainer.segment_of)[1]
+        ordinary = Ordinary.of(self._store, self._plan.hosts, self._experiment.seed)
 
+        def heaviest(spectra: Spectra) -> Int64[np.ndarray, "k n"]:
+            near = ordinary.baselines(self._store, spectra.rows, method)
+            found = explainer.explain(scores, spectra, near)
+            weights, _ = fold(found.weights, found.segment_of)
+            return np.asarray(np.abs(weights).argmax(axis=2).T)
 
-def _lime(score: str, function: ScoreFunction, lime: Lime) -> Pointer:
-    """Point at the segment of largest |weight| for one score."""
-
-    def heaviest(spectra: Spectra) -> Int64[np.ndarray, "n"]:
-        return np.asarray(np.abs(lime.explain(function, spectra).weights).argmax(axis=1))
-
-    return Pointer(f"lime_{score}", lime.segment_of == np.arange(lime.segments)[:, None], heaviest)
+        covers = segments == np.arange(segments[-1] + 1)[:, None]
+        return Pointer(tuple(f"{method.name}_{name}" for name in scores.names), covers, heaviest)
 
 
 def _deciding(name: str, detector: PcaDetector) -> Pointer:
     """Point at the region that decided the score of principal components."""
     pixel, regions = np.arange(detector.grid.pixels), detector.regions
 
-    def oddest(spectra: Spectra) -> Int64[np.ndarray, "n"]:
-        return detector.details(spectra)["region"].astype(np.int64)
+    def oddest(spectra: Spectra) -> Int64[np.ndarray, "1 n"]:
+        return np.asarray(detector.details(spectra)["region"].astype(np.int64)[None])
 
-    return Pointer(f"{name}_region", (pixel >= regions.starts[:, None]) & (pixel < regions.stops[:, None]), oddest)
+    return Pointer((f"{name}_region",), (pixel >= regions.starts[:, None]) & (pixel < regions.stops[:, None]), oddest)

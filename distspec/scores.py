@@ -1,6 +1,6 @@
 """All scores of a store side by side, whichever layers they lie in: those of a model, of detectors, of ensembles."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped
@@ -8,13 +8,22 @@ from jaxtyping import Float32, Int64, Shaped
 from distspec.errors import LayoutError
 from distspec.store import Layer
 
-__all__ = ["Scores", "score_names"]
+__all__ = ["Scores", "joined_scores", "score_names"]
 
 
 def score_names(layer: Layer) -> list[str]:
     """Name the scores of a layer: what it says itself, else its fields that hold one number per row."""
     named = layer.attributes.get("scores")
     return list(named) if named else [name for name, (_, shape) in layer.fields.items() if shape == ()]
+
+
+def joined_scores(wanted: Sequence[str], scores: "Scores") -> list[str]:
+    """Name the scores that are compared and joined to ensembles: those wanted, else one or a few of each kind."""
+    if wanted:
+        return list(dict.fromkeys(wanted))
+    # The first score of a detector bears its name; others of its layer are variants.
+    detectors = [score_names(layer)[0] for layer in scores.layers if "detector" in layer.attributes]
+    return [*(name for name in ("chi2", "mse", "density") if name in scores.names), *detectors]
 
 
 class Scores:

@@ -14,10 +14,11 @@ from distspec.errors import LayoutError
 from distspec.ranking import distributions, listed, top_list
 from distspec.reduce import Histogram
 from distspec.scores import Scores
+from distspec.segments import edges_of, fold
 from distspec.spectra import WaveGrid
 from distspec.store import Layer, SpectraStore
 
-__all__ = ["Pointing", "Recovery", "has_truth", "pointing", "recovery", "segment_edges", "truth_windows"]
+__all__ = ["Pointing", "Recovery", "has_truth", "pointing", "recovery", "segments_of", "truth_windows"]
 
 
 def has_truth(store: SpectraStore) -> bool:
@@ -92,6 +93,7 @@ class Pointing:
     """How often an explanation's heaviest segment lies in a window that makes the planted spectrum odd.
 
     Arguments:
+        method: that explains.
         score: the score that was explained.
         explained: kind -> planted spectra with an explanation and a window on the grid.
         heaviest: kind -> those whose segment of largest |weight| overlaps a window.
@@ -99,6 +101,7 @@ class Pointing:
         chance: kind -> mean share of segments that overlap a window: what a random segment achieves.
     """
 
+    method: str
     score: str
     explained: dict[str, int]
     heaviest: dict[str, int]
@@ -113,43 +116,63 @@ class Pointing:
         return explained, sum(self.heaviest.values()), sum(self.positive.values()), chance
 
 
-def pointing(store: SpectraStore, explanation: Layer) -> Pointing:
-    """Compare explanations with the recorded windows, over all explained spectra that were planted.
+def pointing(store: SpectraStore, explanation: Layer) -> list[Pointing]:
+    """Compare explanations with the recorded windows, over the spectra of each score's list that were planted.
 
     Arguments:
         store: a simulated survey.
         explanation: layer of the explain stage.
 
+    Returns:
+        One for each score that is explained.
+
     Raises:
         LayoutError: the store holds no truth, or the layer explains another grid.
     """
     _require_truth(store)
-    edges = segment_edges(store.grid, explanation)
-    rows = explanation.read("row")
-    kinds = store.column("anomaly", rows)
+    names = explanation.attributes["names"]
+    segment_of = segments_of(store.grid, explanation)
+    kinds, rank = store.column("anomaly", explanation.read("row")), explanation.read("rank")
     planted = np.flatnonzero(kinds != "")
-    rows, kinds = rows[planted], kinds[planted]
-    windows = truth_windows(store, rows)
+    # In runs, since weights of pixels are many.
+    heavy = [_heaviest(explanation, segment_of, planted[start : start + 256]) for start in range(0, len(planted), 256)]
+    heaviest, positive = np.concatenate(heavy or [np.zeros((0, 2, len(names)), np.int64)]).transpose(1, 0, 2)
+    edges = edges_of(store.grid, fold(np.zeros(int(segment_of[-1]) + 1), segment_of)[1])
+    windows = truth_windows(store, explanation.read("row")[planted])
     # NaN compares false, so an unused window overlaps nothing.
     inside = (edges[None, None, :-1] < windows[:, :, 1, None]) & (edges[None, None, 1:] > windows[:, :, 0, None])
     marked: Bool[np.ndarray, "n segments"] = np.asarray(inside.any(axis=1))
-    weights = explanation.read("weights")[planted]
-    line = np.arange(len(rows))
-    heaviest = marked[line, np.abs(weights).argmax(axis=1)]
-    positive = marked[line, weights.argmax(axis=1)] & (weights.max(axis=1, initial=-np.inf) > 0)
-    result = Pointing(str(explanation.attributes["score"]), {}, {}, {}, {})
-    for kind in np.unique(kinds):
-        chosen = (kinds == kind) & marked.any(axis=1)
-        name = str(kind)
-        result.explained[name] = int(chosen.sum())
-        result.heaviest[name] = int(heaviest[chosen].sum())
-        result.positive[name] = int(positive[chosen].sum())
-        result.chance[name] = float(marked[chosen].mean()) if chosen.any() else 0.0
-    return result
+    line = np.arange(len(planted))
+    found = []
+    for place, name in enumerate(names):
+        right = marked[line, heaviest[:, place]] & (heaviest[:, place] >= 0)
+        raises = marked[line, positive[:, place]] & (positive[:, place] >= 0)
+        result = Pointing(str(explanation.attributes["method"]), name, {}, {}, {}, {})
+        for kind in np.unique(kinds[planted]):
+            chosen = (kinds[planted] == kind) & marked.any(axis=1) & (rank[planted, place] >= 0)
+            text = str(kind)
+            result.explained[text] = int(chosen.sum())
+            result.heaviest[text] = int(right[chosen].sum())
+            result.positive[text] = int(raises[chosen].sum())
+            result.chance[text] = float(marked[chosen].mean()) if chosen.any() else 0.0
+        found.append(result)
+    return found
 
 
-def segment_edges(grid: WaveGrid, explanation: Layer) -> Float64[np.ndarray, "segments+1"]:
-    """Give the wavelengths between which the segments of an explanation lie, Å vacuum.
+def _heaviest(
+    explanation: Layer, segment_of: Int64[np.ndarray, "pixels"], places: Int64[np.ndarray, "n"]
+) -> Int64[np.ndarray, "n 2 k"]:
+    """Give the segments of largest |weight| and of largest positive weight; -1 where there is none."""
+    weights, _ = fold(explanation.take("weights", places), segment_of)
+    lost = np.isnan(weights).any(axis=2)
+    weights = np.where(np.isnan(weights), 0.0, weights)
+    heaviest = np.where(lost, -1, np.abs(weights).argmax(axis=2))
+    positive = np.where(lost | (weights.max(axis=2) <= 0), -1, weights.argmax(axis=2))
+    return np.stack([heaviest, positive], axis=1)
+
+
+def segments_of(grid: WaveGrid, explanation: Layer) -> Int64[np.ndarray, "pixels"]:
+    """Give the region that each pixel belongs to in an explanation.
 
     Raises:
         LayoutError: the layer explains spectra of another length.
@@ -160,8 +183,7 @@ def segment_edges(grid: WaveGrid, explanation: Layer) -> Float64[np.ndarray, "se
             f"{explanation.name} explains spectra of {len(segment_of)} pixels; the store keeps {grid.pixels}; "
             "explain this store"
         )
-    starts = np.flatnonzero(np.diff(segment_of, prepend=-1))
-    return np.asarray(grid.edges[np.append(starts, grid.pixels)])
+    return segment_of
 
 
 def truth_windows(store: SpectraStore, rows: Int64[np.ndarray, "m"]) -> Float64[np.ndarray, "m 4 2"]:

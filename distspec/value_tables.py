@@ -32,7 +32,7 @@ _FORMATS = {
 _EXACT = 2.0**53
 
 
-def require_table(path: str) -> str:
+def require_table(path: str, setting: str = "ingest.values") -> str:
     """Name the format of a table.
 
     Raises:
@@ -41,10 +41,10 @@ def require_table(path: str) -> str:
     for name, endings in _FORMATS.items():
         if path.lower().endswith(endings):
             if not Path(path).is_file():
-                raise SourceError(f"ingest.values: no file {path!r}; expected a table on a disk of this machine")
+                raise SourceError(f"{setting}: no file {path!r}; expected a table on a disk of this machine")
             return name
     known = ", ".join(ending for endings in _FORMATS.values() for ending in endings)
-    raise SourceError(f"ingest.values: {path!r} tells no format; expected a name that ends in {known}")
+    raise SourceError(f"{setting}: {path!r} tells no format; expected a name that ends in {known}")
 
 
 def read_table(path: str, key: str, columns: Sequence[str]) -> tuple[pa.ChunkedArray, pa.Table]:

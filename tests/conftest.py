@@ -18,6 +18,8 @@ from distspec.spectra import Spectra, WaveGrid
 from distspec.store import SpectraStore
 from tests.small import small
 
+LIME = {"kind": "lime", "segments": {"kind": "uniform", "count": 20}}
+
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data" / "real"
 """Real survey files beside the checkout; tests that need them skip where they are absent."""
 
@@ -142,7 +144,7 @@ def experiment(tmp_path: Path) -> Experiment:
         "output": str(tmp_path / "out"),
         "train": {"model": {"hidden": [16], "latents": 3}, "epochs": 3, "batch": 8, "validation": 0.25},
         "score": {"top": 10, "batch": 16},
-        "explain": {"samples": 64, "segments": 20, "fraction": 0.25},
+        "explain": {"methods": [LIME | {"samples": 64}], "fraction": 0.25},
         "runtime": {"workers": 2},
     }
     return Experiment.model_validate_json(json.dumps(tree))
@@ -191,8 +193,7 @@ def whole(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         },
         explain={
             "scores": ["density", "chi2"],
-            "samples": 100,
-            "segments": 20,
+            "methods": [LIME | {"samples": 100}, {"kind": "imo", "windows": [1, 16, 64], "baselines": 3}],
             "fraction": 0.033,
             "ascent": {"steps": 20, "length": 0.5, "points": 3},
         },

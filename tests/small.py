@@ -17,7 +17,11 @@ SMALL: dict[str, Any] = {
     },
     "train": {"model": {"hidden": [32], "latents": 4}, "epochs": 4, "batch": 64},
     "score": {"top": 50},
-    "explain": {"scores": ["mse", "chi2"], "samples": 200, "segments": 40, "fraction": 0.05},
+    "explain": {
+        "scores": ["mse", "chi2"],
+        "methods": [{"kind": "lime", "samples": 200, "segments": {"kind": "uniform", "count": 40}}],
+        "fraction": 0.05,
+    },
     "evaluate": {"hosts": 0},
     "report": {"spectra": 2, "table": 10},
     "runtime": {"workers": 2},

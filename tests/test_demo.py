@@ -23,7 +23,8 @@ def demo(folder: Path, *overrides: str) -> str:
 
 @pytest.mark.timeout(300)
 def test_a_small_demo_goes_the_whole_way_and_is_quiet(tmp_path: Path) -> None:
-    fewer = ["ingest.source.spectra=2500", "train.epochs=6", "explain.samples=300", "evaluate.hosts=20"]
+    methods = "explain.methods=[{kind='lime', samples=300}, {kind='imo', windows=[16, 64], baselines=2}]"
+    fewer = ["ingest.source.spectra=2500", "train.epochs=6", methods, "evaluate.hosts=20"]
     said = demo(tmp_path, *fewer, "evaluate.explained=1", "evaluate.strengths=[1.0]")
     assert re.search(r"store +distspec-demo/store.zarr: 2500 spectra, \d+ set aside", said)
     assert "report   distspec-demo/report.html" in said
@@ -43,7 +44,7 @@ def test_the_demo_finds_the_strong_anomalies_and_points_at_them(tmp_path: Path) 
     found = recovery(store, Scores([scores]), 0.02)
     best = found.best(STRONG)
     assert found.recall(best, STRONG) > 0.6
-    explained = pointing(store, store.layer(next(name for name in store.layers() if name.startswith("explain"))))
+    (explained,) = pointing(store, store.layer(next(one for one in store.layers() if one.startswith("explain-lime"))))
     hits = sum(explained.heaviest[kind] for kind in STRONG if kind in explained.heaviest)
     total = sum(explained.explained[kind] for kind in STRONG if kind in explained.explained)
     assert hits / total > 0.6

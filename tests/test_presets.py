@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from distspec.config import DustColumn, DustMap, Experiment, NoDust, dump, load, presets
-from distspec.explainers.lime import uniform_segments
+from distspec.config import DustColumn, DustMap, Experiment, NoDust, Scale, dump, load, presets
 from distspec.prepare import Recipe
 from distspec.sample import check, compute
+from distspec.segments import uniform_segments
 from distspec.spectra import Columns, Spectra, Status, WaveGrid
 
 SDSS = WaveGrid("log", 10**3.55, 1e-4, 4801)
@@ -108,11 +108,14 @@ def test_vae_lime_is_the_public_code() -> None:
     assert (train.loss, train.schedule, train.plateau) == ("mse", "plateau", 5)
     assert (train.batch, train.epochs, train.patience, train.learning_rate) == (256, 120, 10, 1e-3)
     explain, score = experiment.explain, experiment.score
-    assert (explain.samples, explain.factor, explain.kernel_width, explain.ridge) == (5000, 0.9, 0.25, 1)
-    assert (explain.perturbation, explain.smoothing, explain.limit) == ("scale", 3, 10_000)
+    (lime,) = explain.methods
+    assert (lime.samples, lime.kernel_width, lime.ridge, lime.smoothing) == (5000, 0.25, 1, 3)
+    assert (lime.perturbation, explain.limit) == (Scale(factor=0.9, same_noise=True), 10_000)
+    assert explain.fraction * experiment.cluster.fraction == pytest.approx(0.01, rel=1e-3)
+    assert (experiment.cluster.scan, experiment.cluster.normalize, experiment.cluster.signed) == ((2, 23), "l2", False)
     assert (score.filter_velocity, score.trim_percentage, score.epsilon) == (250, 97, 1e-3)
     # Segments of 25 pixels, as 150 of the 3773 pixels that the paper keeps.
-    theirs, ours = uniform_segments(3773, 150), uniform_segments(4000, explain.segments)
+    theirs, ours = uniform_segments(3773, 150), uniform_segments(4000, lime.segments.count)
     assert np.bincount(theirs)[0] == np.bincount(ours)[0] == np.bincount(ours)[-1] == 25
 
 

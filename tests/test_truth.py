@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from distspec.errors import LayoutError
-from distspec.explainers.lime import uniform_segments
 from distspec.scores import Scores
+from distspec.segments import uniform_segments
 from distspec.spectra import Spectra, Status, WaveGrid
 from distspec.store import Layer, SpectraStore, field_of
 from distspec.truth import has_truth, pointing, recovery, truth_windows
@@ -67,15 +67,16 @@ def _scores(store: SpectraStore, **ranked: list[int]) -> Scores:
 
 def _explanation(store: SpectraStore, weights: dict[int, dict[int, float]], segments: int = 10) -> Layer:
     """Make a layer of weights: row -> segment -> weight."""
-    table = np.zeros((len(weights), segments), np.float32)
+    table = np.zeros((len(weights), 1, segments), np.float32)
     for line, heavy in enumerate(weights.values()):
         for segment, weight in heavy.items():
-            table[line, segment] = weight
+            table[line, 0, segment] = weight
     segment_of = uniform_segments(GRID.pixels, segments).tolist()
-    attributes = {"segment_of": segment_of, "score": "mse"}
-    fields = {"row": ("i8", ()), "weights": ("f4", (segments,))}
-    layer = store.create_layer("explain-mse-x", fields, attributes, rows=len(weights), shard_rows=len(weights))
-    layer.write(0, {"row": np.array(list(weights), dtype=np.int64), "weights": table})
+    attributes = {"segment_of": segment_of, "names": ["mse"], "method": "lime"}
+    fields = {"row": ("i8", ()), "rank": ("i8", (1,)), "weights": ("f4", (1, segments))}
+    layer = store.create_layer("explain-lime-x", fields, attributes, rows=len(weights), shard_rows=len(weights))
+    rank = np.arange(len(weights))[:, None]
+    layer.write(0, {"row": np.array(list(weights), dtype=np.int64), "rank": rank, "weights": table})
     return layer
 
 
@@ -119,7 +120,7 @@ def test_pointing_compares_the_heaviest_segment_with_the_windows(tmp_path: Path,
         30: {2: 9.0},  # not planted
         50: {2: 9.0},  # planted outside the grid: nothing to point at
     }
-    told = pointing(store, _explanation(store, weights))
+    (told,) = pointing(store, _explanation(store, weights))
     assert told.explained == {"bump": 2, "dent": 0, "spike": 3}
     assert told.heaviest == {"bump": 1, "dent": 0, "spike": 2}
     assert told.positive == {"bump": 1, "dent": 0, "spike": 2}
@@ -128,7 +129,7 @@ def test_pointing_compares_the_heaviest_segment_with_the_windows(tmp_path: Path,
 
 
 def test_no_planted_spectrum_explained_is_no_error(store: SpectraStore) -> None:
-    told = pointing(store, _explanation(store, {30: {2: 1.0}}))
+    (told,) = pointing(store, _explanation(store, {30: {2: 1.0}}))
     assert told.explained == {}
     assert told.total()[:3] == (0, 0, 0)
 

@@ -157,7 +157,7 @@ class Compare(Settings):
 
     top: Count = 500
     """Length of the lists whose overlaps are counted, g."""
-    sizes: tuple[Count, ...] = (100, 200, 300, 500, 750, 1_000, 1_500, 2_000)
+    sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (100, 200, 300, 500, 750, 1_000, 1_500, 2_000)
     """Lengths at which the number of anomalies is estimated again."""
     bias: Count = 100
     """Length of the lists that are tested for what they lean towards."""
@@ -178,7 +178,13 @@ class Evaluate(Settings):
     """Spectra of the validation set that every anomaly is planted in; 0 leaves the evaluation out of `run`."""
     kinds: tuple[str, ...] = ()
     """Kinds to plant; none takes all that leave a trace on the store's grid."""
-    strengths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.1, 0.25, 0.5, 1.0, 2.0)
+    strengths: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...], Field(min_length=1)] = (
+        0.1,
+        0.25,
+        0.5,
+        1.0,
+        2.0,
+    )
     """1 is a clear case, as the simulator plants it."""
     levels: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.001, 0.01, 0.05)
     """Shares of the survey that are looked at."""

@@ -14,15 +14,15 @@ from distspec.config.base import (
     Settings,
     metric_scores,
 )
+from distspec.config.cluster import Cluster
 from distspec.config.detect import Compare, Detect, Evaluate
+from distspec.config.explain import Explain
 from distspec.config.models import AnyDensity, Architecture, Dense, Fit
 from distspec.config.prepare import Prepare
 from distspec.config.sources import Simulate, Source
 
 __all__ = [
-    "Ascent",
     "Experiment",
-    "Explain",
     "Export",
     "Ingest",
     "Report",
@@ -175,42 +175,6 @@ class Score(Settings):
     """Spectra in one pass through the model."""
 
 
-class Ascent(Settings):
-    """The way of a spectrum's latents up the gradient of log p (explainers/ascent.py)."""
-
-    limit: Count = 200
-    """Largest number of spectra followed per score."""
-    steps: Count = 100
-    """Most steps of a way."""
-    length: Positive = 0.25
-    """Of a step at most; 1 is a standard deviation of the latents of ordinary spectra."""
-    points: Annotated[int, Field(ge=2)] = 5
-    """Places along the way that are decoded, start and end among them."""
-
-
-class Explain(Settings):
-    """Top rows and model -> weights per segment, and the way to higher probability (stages/explain.py)."""
-
-    scores: Annotated[tuple[ScoreName, ...], Field(min_length=1)] = ("mse",)
-    """Scores whose top lists are explained."""
-    ascent: Annotated[Ascent | None, Off] = Ascent()
-    """Where the model has a density: follow the top list of the score `density`, and of the other `scores`."""
-    fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
-    """Share of the scored spectra that is explained."""
-    limit: Count = 10_000
-    """Largest number of spectra explained per score."""
-    segments: Count = 125
-    """Segments of equal width in pixels; pixels that remain form one more, so a divisor of the grid serves best."""
-    samples: Annotated[int, Field(ge=2)] = 5_000
-    perturbation: Literal["scale", "flat", "with_mean"] = "scale"
-    factor: float = 0.9
-    """`scale`: factor on the smooth shape around its median; `flat`: the level."""
-    smoothing: Positive = 3.0
-    """Standard deviation of the Gaussian that parts noise from shape, pixels."""
-    kernel_width: Positive = 0.25
-    ridge: Annotated[float, Field(ge=0)] = 1.0
-
-
 class Report(Settings):
     """Everything -> one HTML page (stages/report.py)."""
 
@@ -279,6 +243,7 @@ class Experiment(Settings):
     detect: Detect = Detect()
     compare: Compare = Compare()
     explain: Explain = Explain()
+    cluster: Cluster = Cluster()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
     export: Export = Export()
@@ -294,6 +259,20 @@ class Experiment(Settings):
             raise ValueError(f"a detector cannot be named {taken[0]!r}, which is another score; set its name")
         known |= detectors | ({"density"} if self.train.density or self.score.checkpoint else set())
         # An ensemble ranks the whole survey and says nothing of one changed spectrum, so it cannot be explained.
+        for method in self.explain.methods:
+            blind = sorted(detectors & set(self.explain.scores)) if "gradient" in method.kind else []
+            if blind:
+                raise ValueError(
+                    f"explain.methods has {method.name!r}, but score {blind[0]!r} is that of a classical detector and "
+                    "has no gradient; explain it by lime or imo"
+                )
+        methods = [method.name for method in self.explain.methods]
+        if self.cluster.method is not None and self.cluster.method not in methods:
+            there = ", ".join(methods)
+            raise ValueError(f"cluster.method is {self.cluster.method!r}; explain.methods has {there}")
+        if self.cluster.score is not None and self.cluster.score not in self.explain.scores:
+            there = ", ".join(self.explain.scores)
+            raise ValueError(f"cluster.score is {self.cluster.score!r}; explain.scores has {there}")
         for setting, scores, more in (
             ("explain.scores", self.explain.scores, ()),
             ("compare.scores", self.compare.scores, ()),

@@ -1,6 +1,6 @@
 """All scores of a trained model from one pass: what it fails to reconstruct, and how rare the latents are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,17 +64,17 @@ class ModelScores:
 
     def __init__(self, checkpoint: Checkpoint, settings: Score, device: str = "cpu") -> None:
         self.names = names_of(checkpoint, settings)
-        self._model = checkpoint.model.to(device).eval()
-        self._density = None if checkpoint.density is None else checkpoint.density.to(device).eval()
+        self.settings = settings
+        self.model = checkpoint.model.to(device).eval()
+        self.density = None if checkpoint.density is None else checkpoint.density.to(device).eval()
         self._latents = checkpoint.latents
-        self._settings = settings
         self._device = device
         self._rest_away = torch.from_numpy(~near_lines(checkpoint.grid, settings.filter_velocity)).to(device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, spectra: Spectra) -> Scored:
         """Give all scores, the latents and the classes of the spectra."""
-        classes = 0 if self._density is None else len(self._density.names)
+        classes = 0 if self.density is None else len(self.density.names)
         if not len(spectra):
             shapes = ((0, len(self.names)), (0, self._latents), (0, classes), (0,), (0,))
             return Scored(*(np.zeros(shape, np.float32) for shape in shapes))
@@ -82,39 +82,54 @@ class ModelScores:
         return Scored(*(torch.cat(columns).numpy() for columns in zip(*parts, strict=True)))
 
     def _batch(self, spectra: Spectra) -> tuple[Tensor, ...]:
-        flux, ivar, redshift = self._bring(spectra)
-        reconstruction, latents = self._model(flux, ivar, redshift)
-        judged = within_reach(self._model, ivar, redshift)
-        scores = reconstruction_scores(flux, judged, reconstruction, self._away(spectra), self._settings)
+        flux, ivar, redshift = self.bring(spectra)
+        reconstruction, latents = self.model(flux, ivar, redshift)
+        judged = within_reach(self.model, ivar, redshift)
+        scores = reconstruction_scores(flux, judged, reconstruction, self.away(spectra), self.settings)
         posterior = latents.new_zeros(len(latents), 0)
-        if self._density is not None:
-            density, posterior = self._density.score_and_posterior(latents)
+        if self.density is not None:
+            density, posterior = self.density.score_and_posterior(latents)
             scores = torch.cat([scores, density[:, None]], dim=1)
         found = (scores, latents.float(), posterior, *_errors(flux, judged, reconstruction))
         return tuple(tensor.cpu() for tensor in found)
 
-    @torch.inference_mode()
-    def one(self, spectra: Spectra, name: str) -> Float32[np.ndarray, "n"]:
-        """Give one of the scores, with no more work than it needs."""
-        scores = [torch.zeros(0)]
-        for start in self._slices(spectra):
-            part = spectra[start]
-            flux, ivar, redshift = self._bring(part)
-            if name == DENSITY and self._density is not None:
-                scores.append(self._density.score(self._model.encode(flux, ivar, redshift)).cpu())  # type: ignore[operator]
-            else:
-                reconstruction = self._model(flux, ivar, redshift)[0]
-                judged = within_reach(self._model, ivar, redshift)
-                found = reconstruction_scores(flux, judged, reconstruction, self._away(part), self._settings)
-                scores.append(found[:, self.names.index(name)].cpu())
-        values: Float32[np.ndarray, "n"] = torch.cat(scores).numpy()
+    @torch.no_grad()
+    def some(self, spectra: Spectra, names: Sequence[str]) -> Float32[np.ndarray, "n k"]:
+        """Give some of the scores, with no more work than they need."""
+        scores = [torch.zeros(0, len(names))]
+        scores += [self._some(spectra[start], names).cpu() for start in self._slices(spectra)]
+        values: Float32[np.ndarray, "n k"] = torch.cat(scores).numpy()
         return values
 
-    @torch.inference_mode()
+    def _some(self, spectra: Spectra, names: Sequence[str]) -> Float32[Tensor, "n k"]:
+        flux, ivar, redshift = self.bring(spectra)
+        reconstruction, found = None, flux.new_zeros(len(flux), 0)
+        if set(names) == {DENSITY}:
+            latents = self.model.encode(flux, ivar, redshift)  # type: ignore[operator]
+        else:
+            reconstruction, latents = self.model(flux, ivar, redshift)
+            judged = within_reach(self.model, ivar, redshift)
+            found = reconstruction_scores(flux, judged, reconstruction, self.away(spectra), self.settings)
+        if DENSITY in names and self.density is not None:
+            density = self.density.score(latents)[:, None]
+            found = (
+                torch.cat([found, density], dim=1)
+                if reconstruction is not None
+                else density.expand(-1, len(self.names))
+            )
+        return found[:, [self.names.index(name) for name in names]]
+
+    @torch.no_grad()
     def reconstruct(self, spectra: Spectra) -> Float32[np.ndarray, "n pixels"]:
         """Give the model's reconstruction, in the unit of the store."""
-        reconstruction: Float32[np.ndarray, "n pixels"] = self._model(*self._bring(spectra))[0].cpu().numpy()
+        reconstruction: Float32[np.ndarray, "n pixels"] = self.model(*self.bring(spectra))[0].cpu().numpy()
         return reconstruction
+
+    @torch.no_grad()
+    def latents_of(self, spectra: Spectra) -> Float32[Tensor, "n latents"]:
+        """Give the latents."""
+        latents: Tensor = self.model.encode(*self.bring(spectra))  # type: ignore[operator]
+        return latents.float()
 
     @torch.no_grad()
     def decoder(self, spectra: Spectra) -> Callable[[Float[Tensor, "n D"]], Float32[Tensor, "n pixels"]]:
@@ -122,21 +137,22 @@ class ModelScores:
 
         What latents do not tell is that of each spectrum's own reconstruction: redshift and brightness.
         """
-        flux, ivar, redshift = self._bring(spectra)
-        factor, offset = _brightness(self._model, flux, ivar, redshift)
+        flux, ivar, redshift = self.bring(spectra)
+        factor, offset = _brightness(self.model, flux, ivar, redshift)
 
         @torch.no_grad()
         def decode(latents: Tensor) -> Tensor:
-            flux: Tensor = self._model.decode(latents.float(), redshift)  # type: ignore[operator]
+            flux: Tensor = self.model.decode(latents.float(), redshift)  # type: ignore[operator]
             return flux * factor[:, None] + offset[:, None]
 
         return decode
 
     def _slices(self, spectra: Spectra) -> list[slice]:
-        size = self._settings.batch
+        size = self.settings.batch
         return [slice(start, start + size) for start in range(0, len(spectra), size)]
 
-    def _bring(self, spectra: Spectra) -> tuple[Tensor, Tensor, Tensor | None]:
+    def bring(self, spectra: Spectra) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Give flux (0 where masked), ivar and redshift as the model takes them."""
         flux, ivar = (_tensor(values).to(self._device) for values in (spectra.flux, spectra.ivar))
         redshift = None
         if spectra.redshift is not None:
@@ -144,16 +160,18 @@ class ModelScores:
         # NaN times zero is NaN: a masked pixel may hold anything, so its flux is removed before any arithmetic.
         return torch.where(ivar > 0, flux, 0.0), ivar, redshift
 
-    def _away(self, spectra: Spectra) -> Tensor:
+    def away(self, spectra: Spectra) -> Tensor:
+        """Mark the pixels away from the filtered lines; one row where they are the same for all."""
         if spectra.redshift is None:
             return self._rest_away
-        near = near_lines(spectra.grid, self._settings.filter_velocity, spectra.redshift)
+        near = near_lines(spectra.grid, self.settings.filter_velocity, spectra.redshift)
         return torch.from_numpy(~near).to(self._device)
 
 
 def _tensor(values: Float32[np.ndarray, "n pixels"]) -> Float32[Tensor, "n pixels"]:
-    """Share an array with torch; one that must not be written to, such as a repeated row, is copied as torch asks."""
-    return torch.from_numpy(np.require(values, requirements="W"))
+    """Share an array with torch; one that torch cannot share, such as a repeated row, is copied."""
+    shared = values.flags.writeable and min(values.strides) >= 0
+    return torch.from_numpy(values if shared else values.copy())
 
 
 def _errors(flux: Tensor, ivar: Tensor, reconstruction: Tensor) -> tuple[Float32[Tensor, "n"], Float32[Tensor, "n"]]:
@@ -205,4 +223,4 @@ class ModelDetector:
 
     def score(self, spectra: Spectra) -> Float32[np.ndarray, "n"]:
         """Score spectra; higher = odder."""
-        return self._scores.one(spectra, self._name)
+        return self._scores.some(spectra, (self._name,))[:, 0]

@@ -185,10 +185,14 @@ def _largest(values: Float[Tensor, "n pixels"], most: int) -> Int64[Tensor, "n m
     pixels = values.shape[1]
     width = pixels // _GROUP
     # One more than is asked for: if all are different, there was nothing to choose.
-    if pixels % _GROUP == 0 and most + 1 < width:
-        groups = values.view(len(values), _GROUP, width).amax(dim=1).topk(most + 1, dim=1, sorted=False).indices
-        firsts = torch.arange(0, pixels, width, device=values.device)
-        columns = (groups.unsqueeze(1) + firsts[:, None]).flatten(1)
+    if most + 1 < width:
+        # What is left over makes no group: all of it is searched.
+        whole = _GROUP * width
+        grouped = values[:, :whole].view(len(values), _GROUP, width).amax(dim=1)
+        groups = grouped.topk(most + 1, dim=1, sorted=False).indices
+        firsts = torch.arange(0, whole, width, device=values.device)
+        left = torch.arange(whole, pixels, device=values.device).expand(len(values), -1)
+        columns = torch.cat([(groups.unsqueeze(1) + firsts[:, None]).flatten(1), left], dim=1)
         found, order = values.gather(1, columns).topk(most + 1, dim=1)
         columns = columns.gather(1, order)
     else:

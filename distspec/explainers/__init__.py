@@ -1,40 +1,89 @@
-"""Explainers: which wavelengths make a spectrum odd. They know a callable score, never a model."""
+"""Explainers: which wavelengths make a spectrum odd. They know scores as functions, never a model.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+Every method gives each score of each spectrum a weight per region, positive where the region makes the spectrum odder
+than what the method compares it with.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, Shaped
 
+from distspec.mixture import Mixture
 from distspec.spectra import Spectra
 
-__all__ = ["Explanation", "ScoreFunction"]
+__all__ = ["Explainer", "Explanation", "Fields", "Scores"]
 
-ScoreFunction = Callable[[Spectra], Float32[np.ndarray, "n"]]
-"""Gives one number per spectrum, higher = odder."""
+Fields = dict[str, tuple[str, tuple[int, ...]]]
+"""dtype and shape of what is kept for each spectrum."""
+
+
+class Scores(Protocol):
+    """What explainers may ask about k scores, higher = odder."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, spectra: Spectra) -> Float32[np.ndarray, "n k"]:
+        """Score spectra."""
+        ...
+
+    def versions(self, mixture: Mixture) -> Callable[[int, int], Float32[np.ndarray, "m part k"]]:
+        """Give what scores versions `start` to `stop` of each of a mixture's spectra."""
+        ...
+
+    def reconstruct(self, spectra: Spectra) -> Float32[np.ndarray, "n pixels"]:
+        """Give the model's reconstruction; ConfigError where there is no model."""
+        ...
+
+    def ordinary(self, others: Spectra, spectrum: Spectra) -> Float32[np.ndarray, "m pixels"]:
+        """Give the model's reconstruction of other spectra at the redshift of one; ConfigError as above."""
+        ...
+
+    def gradient_of(self, name: str, spectra: Spectra) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
+        """Give a score as a function for torch, what else it takes, and flux; ConfigError where it has no gradient."""
+        ...
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Weights per segment of each spectrum.
+    """Weights per region of each spectrum.
 
     Arguments:
         rows: of the spectra in the store.
-        weights: positive where the original segment raises the score relative to its perturbed version.
-        segment_of: segment that each pixel belongs to.
-        intercept: of the local linear model.
-        r2: weighted coefficient of determination of the local model, 1 = the weights tell all.
-        prediction: of the local model at the unperturbed spectrum.
+        weights: for each of k scores, positive where the region raises the score.
+        segment_of: region that each pixel belongs to.
+        more: what else a method tells, by the names of its `fields`.
     """
 
     rows: Int64[np.ndarray, "n"]
-    weights: Float32[np.ndarray, "n segments"]
+    weights: Float32[np.ndarray, "n k regions"]
     segment_of: Int64[np.ndarray, "pixels"]
-    intercept: Float32[np.ndarray, "n"]
-    r2: Float32[np.ndarray, "n"]
-    prediction: Float32[np.ndarray, "n"]
+    more: dict[str, Shaped[np.ndarray, "n ..."]] = field(default_factory=dict)
 
     @property
-    def pixel_weights(self) -> Float32[np.ndarray, "n pixels"]:
-        """Each pixel's segment weight."""
-        return self.weights[:, self.segment_of]
+    def pixel_weights(self) -> Float32[np.ndarray, "n k pixels"]:
+        """Each pixel's weight: that of its region."""
+        return self.weights[:, :, self.segment_of]
+
+
+class Explainer(Protocol):
+    """A method for spectra on one grid."""
+
+    segment_of: Int64[np.ndarray, "pixels"]
+    """Region of each pixel. Regions that differ from spectrum to spectrum are told pixel by pixel."""
+
+    def fields(self, scores: int) -> Fields:
+        """Name what is kept for each spectrum of so many scores: `weights`, and what else the method tells."""
+        ...
+
+    def explain(self, scores: Scores, spectra: Spectra, baselines: Sequence[Spectra] = ()) -> Explanation:
+        """Explain n spectra with at least one good pixel each.
+
+        Arguments:
+            scores: k scores.
+            spectra: n of them.
+            baselines: for each spectrum the ordinary ones, where the method needs some.
+        """
+        ...

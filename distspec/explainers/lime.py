@@ -8,30 +8,46 @@ References:
     Ribeiro, Singh & Guestrin 2016, arXiv 1602.04938; Ortiz & Boquien 2025, arXiv 2510.05235, and its public code.
 """
 
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64
-from scipy.ndimage import gaussian_filter1d
+from jaxtyping import Bool, Float64, Int64
 
-from distspec.config import Explain
-from distspec.explainers import Explanation, ScoreFunction
-from distspec.spectra import Spectra
+from distspec.config import Lime
+from distspec.explainers import Explanation, Fields, Scores
+from distspec.explainers.perturbations import perturb
+from distspec.explainers.segments import common_segments, segments_of
+from distspec.mixture import Mixture
+from distspec.spectra import Spectra, WaveGrid
 
-__all__ = ["Lime", "Surrogate", "perturb", "uniform_segments"]
+__all__ = ["Fit", "LimeExplainer", "Surrogate"]
+
+_FLOOR: Final = 64
+"""Copies of a spectrum whose scores tell how much the score itself varies."""
+
+_STEPS: Final = 16
+"""A spectrum whose weights may settle begins with so small a part of the samples, and doubles them."""
 
 
-def uniform_segments(pixels: int, segments: int) -> Int64[np.ndarray, "pixels"]:
-    """Cut a spectrum into segments of equal width in pixels; what remains forms one more segment.
+class Fit(NamedTuple):
+    """Local linear models of n spectra.
 
-    Example:
-        >>> uniform_segments(7, 3)
-        array([0, 0, 1, 1, 2, 2, 3])
-
-    Raises:
-        ValueError: there are more segments than pixels.
+    Arguments:
+        coefficients: weight of each segment.
+        error: their standard errors over masks, robust against unequal residuals (HC1); NaN where there are no more
+            samples than segments.
+        intercept: of the models.
+        r2: weighted coefficient of determination, 1 = the weights tell all, and where the score does not vary.
+        prediction: at the spectrum itself.
     """
-    if not 1 <= segments <= pixels:
-        raise ValueError(f"{segments} segments of {pixels} pixels; expected between 1 and {pixels}")
-    return np.minimum(np.arange(pixels, dtype=np.int64) // (pixels // segments), segments)
+
+    coefficients: Float64[np.ndarray, "n segments"]
+    error: Float64[np.ndarray, "n segments"]
+    intercept: Float64[np.ndarray, "n"]
+    r2: Float64[np.ndarray, "n"]
+    prediction: Float64[np.ndarray, "n"]
 
 
 class Surrogate:
@@ -61,114 +77,107 @@ class Surrogate:
         weighted = centered.T * self.kernel
         system = weighted @ centered + ridge * np.eye(segments)
         self.operator: Float64[np.ndarray, "segments samples"] = np.linalg.solve(system, weighted)
+        self._squares = self.operator**2
+        self._ones = masks.T.astype(np.float64)
 
-    def fit(
-        self, labels: Float64[np.ndarray, "n samples"]
-    ) -> tuple[
-        Float64[np.ndarray, "n segments"],
-        Float64[np.ndarray, "n"],
-        Float64[np.ndarray, "n"],
-        Float64[np.ndarray, "n"],
-    ]:
-        """Fit the scores of the masked neighbours of many spectra at once.
+    @property
+    def length(self) -> float:
+        """Root mean square over segments of a weight's standard deviation when every score has one of 1."""
+        return float(np.sqrt(self._squares.sum(axis=1).mean()))
 
-        Returns:
-            coefficients, intercept, weighted R² (1 where the score does not vary), prediction at the spectrum itself.
-        """
+    def fit(self, labels: Float64[np.ndarray, "n samples"]) -> "Fit":
+        """Fit the scores of the masked neighbours of many spectra at once."""
         coefficients = labels @ self.operator.T
         mean = labels @ self._share
         intercept = mean - coefficients @ self._mean
-        fitted = coefficients @ self.masks.T.astype(np.float64) + intercept[:, None]
-        left = ((labels - fitted) ** 2) @ self._share
+        square = (labels - (coefficients @ self._ones + intercept[:, None])) ** 2
+        left = square @ self._share
         total = ((labels - mean[:, None]) ** 2) @ self._share
         # Of equal labels both sums are rounding errors, whose ratio means nothing.
-        r2 = 1.0 - np.divide(left, total, out=np.zeros_like(left), where=np.ptp(labels, axis=1) > 0)
-        return coefficients, intercept, r2, coefficients.sum(axis=1) + intercept
+        varied = np.ptp(labels, axis=1) > 0
+        r2 = 1.0 - np.divide(left, total, out=np.zeros_like(left), where=varied)
+        samples, segments = labels.shape[1], len(self.operator)
+        free = samples - segments - 1
+        spread = square * (samples / free) if free > 0 else np.full_like(square, np.nan)
+        error = np.sqrt(spread @ self._squares.T)
+        return Fit(coefficients, error, intercept, r2, coefficients.sum(axis=1) + intercept)
 
 
-def perturb(
-    spectra: Spectra, segment_of: Int64[np.ndarray, "pixels"], settings: Explain
-) -> Float32[np.ndarray, "n pixels"]:
-    """Make the version of each spectrum that shows where a segment is switched off.
-
-    A spectrum is parted into shape (a Gaussian smoothing that ignores masked pixels) and noise (the rest), and the
-    noise is kept: `scale` draws the shape towards its median, (shape - median) a + median + noise; `flat` puts the
-    level a in its place; `with_mean` the mean of each segment.
-
-    Returns:
-        Perturbed flux; masked pixels are left as they are, and have no influence on the others.
-    """
-    good = spectra.good
-    flux = np.where(good, spectra.flux, 0.0).astype(np.float64)
-    # 'nearest' continues the edge pixel outward, and 4 sigma makes 25 taps at sigma = 3, as in the reference.
-    blurred = [
-        gaussian_filter1d(part, settings.smoothing, axis=1, mode="nearest", truncate=4.0)
-        for part in (flux, good.astype(np.float64))
-    ]
-    shape = np.divide(blurred[0], blurred[1], out=np.zeros_like(flux), where=good)
-    noise = flux - shape
-    match settings.perturbation:
-        case "scale":
-            median = np.nanmedian(np.where(good, flux, np.nan), axis=1, keepdims=True)
-            changed = (shape - median) * settings.factor + median + noise
-        case "flat":
-            changed = settings.factor + noise
-        case "with_mean":
-            changed = _segment_means(flux, good, segment_of) + noise
-    return np.where(good, changed, spectra.flux).astype(np.float32)
-
-
-def _segment_means(
-    flux: Float64[np.ndarray, "n pixels"], good: Bool[np.ndarray, "n pixels"], segment_of: Int64[np.ndarray, "pixels"]
-) -> Float64[np.ndarray, "n pixels"]:
-    """Give each pixel the mean of the good pixels of its segment."""
-    members = (segment_of[:, None] == np.arange(segment_of[-1] + 1)).astype(np.float64)
-    count = good @ members
-    means = np.divide((flux * good) @ members, count, out=np.zeros_like(count), where=count > 0)
-    return np.asarray(means[:, segment_of])
-
-
-class Lime:
+class LimeExplainer:
     """LIME for batches of spectra on one grid.
+
+    Besides weights it tells their standard errors, R², and `floor`: what a weight is made of where nothing is changed
+    (the null perturbation), which is the noise of the score itself; 0 for a score that gives equal spectra equal
+    numbers.
 
     Arguments:
         settings: segments, samples, perturbation, kernel and ridge.
-        pixels: length of a spectrum.
+        grid: of the spectra.
         seed: of the masks.
+        rest: whether the grid is at rest, so that all spectra have their lines in the same place.
     """
 
-    def __init__(self, settings: Explain, pixels: int, seed: int) -> None:
-        self.settings = settings
-        self.segment_of = uniform_segments(pixels, min(settings.segments, pixels))
-        self.segments = int(self.segment_of[-1]) + 1
-        self.surrogate = Surrogate(self.segments, settings.samples, seed, settings.kernel_width, settings.ridge)
+    def __init__(self, settings: Lime, grid: WaveGrid, seed: int, *, rest: bool = True) -> None:
+        self.settings, self.grid, self._seed = settings, grid, seed
+        common = common_segments(settings.segments, grid, rest=rest)
+        self._common = common
+        self.segment_of: Int64[np.ndarray, "pixels"] = np.arange(grid.pixels) if common is None else common
+        # Only so many are kept: superpixels of many spectra are of many numbers.
+        self._surrogate = lru_cache(maxsize=16)(self._make_surrogate)
 
-    def explain(self, score: ScoreFunction, spectra: Spectra) -> Explanation:
-        """Explain why a score is high.
+    @property
+    def regions(self) -> int:
+        """How many weights a score of a spectrum has."""
+        return int(self.segment_of[-1]) + 1
 
-        Arguments:
-            score: gives one number per spectrum.
-            spectra: n spectra with at least one good pixel each.
+    def fields(self, scores: int) -> Fields:
+        """Name what is kept: `weights`, their `error`, `intercept`, `r2`, `prediction`, `floor`, `samples` taken."""
+        weights = dict.fromkeys(("weights", "error"), ("f4", (scores, self.regions)))
+        single = dict.fromkeys(("intercept", "r2", "prediction", "floor"), ("f4", (scores,)))
+        return {**weights, **single, "samples": ("i8", ())}
 
-        Returns:
-            Weights per segment, intercept, R² and local prediction of each spectrum.
-        """
-        keep = self.surrogate.masks[:, self.segment_of]
-        fudged = perturb(spectra, self.segment_of, self.settings)
-        labels = np.empty((len(spectra), self.settings.samples))
-        # One spectrum's neighbours are a whole batch already; more at once would only take memory.
+    def explain(self, scores: Scores, spectra: Spectra, baselines: Sequence[Spectra] = ()) -> Explanation:
+        """Explain why scores are high."""
+        fields = self.fields(len(scores.names))
+        found = {name: np.zeros((len(spectra), *shape), dtype) for name, (dtype, shape) in fields.items()}
         for index in range(len(spectra)):
-            neighbours = np.where(keep, spectra.flux[index], fudged[index])
-            ivar = np.broadcast_to(spectra.ivar[index], neighbours.shape)
-            repeated = np.full(len(neighbours), index)
-            redshift = None if spectra.redshift is None else spectra.redshift[repeated]
-            labels[index] = score(Spectra(spectra.rows[repeated], neighbours, ivar, spectra.grid, redshift))
-        coefficients, intercept, r2, prediction = self.surrogate.fit(labels)
-        return Explanation(
-            spectra.rows,
-            coefficients.astype(np.float32),
-            self.segment_of,
-            intercept.astype(np.float32),
-            r2.astype(np.float32),
-            prediction.astype(np.float32),
-        )
+            for name, values in self._one(scores, spectra[index : index + 1]).items():
+                found[name][index] = values
+        return Explanation(spectra.rows, found.pop("weights"), self.segment_of, found)
+
+    def _one(self, scores: Scores, spectrum: Spectra) -> dict[str, np.ndarray]:
+        settings = self.settings
+        own = segments_of(settings.segments, spectrum, 0) if self._common is None else self._common
+        other = perturb(spectrum, own, settings.perturbation, settings.smoothing, self._seed, scores.reconstruct)[0]
+        segments = int(own[-1]) + 1
+        surrogate = self._surrogate(segments, settings.samples)
+        # A mask's 1 keeps the spectrum; a mixture's switch brings the other flux. The last versions switch nothing.
+        same = np.zeros((_FLOOR, segments), bool)
+        score = scores.versions(Mixture(spectrum, other, own[None], np.concatenate([~surrogate.masks, same])))
+        taken, fit = self._fit(segments, lambda start, stop: score(start, stop)[0].astype(np.float64))
+        null = score(settings.samples, settings.samples + _FLOOR)[0].astype(np.float64)
+        floor = null.std(axis=0, ddof=1) * self._surrogate(segments, taken).length
+        told = {"weights": fit.coefficients, "error": fit.error}
+        if self._common is None:
+            told = {name: values[:, own] for name, values in told.items()}
+        told |= {"intercept": fit.intercept, "r2": fit.r2, "prediction": fit.prediction, "floor": floor}
+        return {**told, "samples": np.array(taken)}
+
+    def _fit(self, segments: int, score: Callable[[int, int], Float64[np.ndarray, "part k"]]) -> tuple[int, Fit]:
+        """Score masks and fit, with ever more of them until the weights have settled or all are taken."""
+        most, limit = self.settings.samples, self.settings.settle
+        # Fewer than twice the segments say little of errors.
+        taken = most if limit is None else min(most, max(2 * segments, most // _STEPS))
+        labels = score(0, taken)
+        while True:
+            fit = self._surrogate(segments, taken).fit(labels.T)
+            heaviest = np.abs(fit.coefficients).max(axis=1)
+            if taken == most or (limit is not None and (fit.error.max(axis=1) <= limit * heaviest).all()):
+                return taken, fit
+            further = min(most, 2 * taken)
+            labels = np.concatenate([labels, score(taken, further)])
+            taken = further
+
+    def _make_surrogate(self, segments: int, samples: int) -> Surrogate:
+        settings = self.settings
+        return Surrogate(segments, samples, self._seed, settings.kernel_width, settings.ridge)

@@ -28,14 +28,11 @@ from distspec.ranking import top_list
 from distspec.reduce import Histogram
 from distspec.residuals import Residuals, measure_residuals
 from distspec.runtime import connect, map_shards
-from distspec.scores import Scores, score_names
+from distspec.scores import Scores, joined_scores
 from distspec.store import Layer, SpectraStore
 from distspec.tracking import Run
 
 __all__ = ["Compared", "EnsembleScorer", "compare", "compared_of"]
-
-_OF_MODEL: Final = ("chi2", "mse", "density")
-"""Scores of the model that are compared unless others are named."""
 
 _EXACT: Final = 200_000
 """Spectra up to which ensembles rank by all values; of more, by a sample and all of the top."""
@@ -94,7 +91,7 @@ def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comp
 
 def compared_of(experiment: Experiment, store: SpectraStore, scores: Scores) -> Compared | None:
     """Open the comparison of these scores, if there is one."""
-    names = _names(experiment, scores)
+    names = joined_scores(experiment.compare.scores, scores)
     if len(names) < 2 or not set(names) <= set(scores.names):
         return None
     chosen = scores.only(names)
@@ -118,21 +115,14 @@ def _model(scores: Scores) -> Layer | None:
     return next((layer for layer in scores.layers if {"rmse", "difference"} <= set(layer.fields)), None)
 
 
-def _names(experiment: Experiment, scores: Scores) -> list[str]:
-    if experiment.compare.scores:
-        return list(dict.fromkeys(experiment.compare.scores))
-    # The first score of a detector bears its name; others of its layer are variants.
-    detectors = [score_names(layer)[0] for layer in scores.layers if "detector" in layer.attributes]
-    return [*(name for name in _OF_MODEL if name in scores.names), *detectors]
-
-
 def _chosen(experiment: Experiment, scores: Scores) -> Scores:
     """Pick the scores that are compared.
 
     Raises:
         ConfigError: one is not there, or there are fewer than two.
+        StoreError: one is not finished.
     """
-    names = _names(experiment, scores)
+    names = joined_scores(experiment.compare.scores, scores)
     for name in names:
         if name not in scores.names:
             there = ", ".join(scores.names) or "none"
@@ -142,7 +132,14 @@ def _chosen(experiment: Experiment, scores: Scores) -> Scores:
             f"scores to compare: {', '.join(names) or 'none'}; expected two or more: run `distspec score` and "
             "`distspec detect`, or name some in compare.scores"
         )
-    return scores.only(names)
+    chosen = scores.only(names)
+    for layer in chosen.layers:
+        if layer.pending():
+            raise StoreError(
+                f"{layer.name} lacks {len(layer.pending())} of {layer.shards} shards; run `distspec score` and "
+                "`distspec detect` to finish them"
+            )
+    return chosen
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -227,7 +224,7 @@ def _compared(
         "ensembles": ensemble_layer(store.digest, chosen.layers, chosen.names),
     }
     table = [(size, *pair.values()) for size, found in pairs.items() for pair in found]
-    header = ("g", "first", "second", "shared", "n", "low68", "high68", "low95", "high95", "chapman")
+    header = ("g", "first", "second", "shared", "n", "low68", "high68", "low95", "high95", "chapman", "at_limit")
     return facts, {
         "overlaps.csv": _as_csv(header, table),
         "groups.csv": _groups_csv(store, groups),
@@ -236,26 +233,29 @@ def _compared(
 
 
 def _pairs(joint: Joint, most: int) -> list[dict[str, Any]]:
-    """Estimate n from each pair of lists alone."""
+    """Estimate n from each pair of lists alone; at its limit it is all scored spectra and may as well be more."""
     found = []
     for first, second in zip(*np.triu_indices(len(joint.names), 1), strict=True):
         shared, g1, g2 = (int(joint.overlaps[pair]) for pair in ((first, second), (first, first), (second, second)))
         alone = estimate(shared, g1, g2, most)
         pair = {"first": joint.names[first], "second": joint.names[second], "shared": shared, "n": alone.n}
         pair |= dict(zip(("low68", "high68", "low95", "high95"), (*alone.within68, *alone.within95), strict=True))
-        found.append(pair | {"chapman": alone.chapman})
+        found.append(pair | {"chapman": alone.chapman, "at_limit": int(alone.n == most)})
     return found
 
 
 def _metrics(facts: dict[str, Any]) -> dict[str, float]:
     """Choose the numbers that runs are compared by; what is unknown has no point."""
-    pairs = facts["joint"]["pairs"]
+    pairs, mean = facts["joint"]["pairs"], facts["joint"]["mean"]
+    implied = facts["top"] ** 2 / mean if mean else None
     told = {
         "n_joint": pairs["n"],
         "n_low": pairs["within68"][0],
         "n_high": pairs["within68"][1],
         "mean_overlap": facts["joint"]["mean"],
         "distinct": facts["joint"]["distinct"],
+        # Fewer anomalies than distinct spectra listed: the lists do not draw from one pool, and n means little.
+        "not_one_pool": implied is not None and implied < 0.95 * facts["joint"]["distinct"],
         "smallest_p": min((test["corrected"] for test in facts["bias"]["tests"]), default=None),
         "groups": len(facts["groups"]["found"]),
         "listed_errors": facts["errors"]["beyond"]["either"] if facts["errors"] else None,

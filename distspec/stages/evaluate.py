@@ -13,14 +13,15 @@ import os
 import uuid
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from distspec.config import Experiment
+from distspec.agreement import Survivors, rank_mean, rank_union
+from distspec.config import ENSEMBLES, Experiment
 from distspec.detectors.fitted import require_detector
 from distspec.detectors.model import names_of
 from distspec.errors import CheckpointError, ConfigError, LayoutError, StoreError
@@ -42,7 +43,7 @@ from distspec.models.checkpoint import Checkpoint, read_json
 from distspec.planter import Job, Part, Plan, Planter
 from distspec.planting import GRADED, KINDS, MOVED, describe
 from distspec.runtime import connect, map_actors
-from distspec.scores import Scores, score_names
+from distspec.scores import Scores, joined_scores, score_names
 from distspec.store import Layer, SpectraStore
 from distspec.tracking import Run
 
@@ -112,7 +113,8 @@ def evaluate(
         arguments = (store.path, plan, experiment, None if checkpoint is None else checkpoint.folder, places)
         parts = _work(experiment, plan, folder, arguments)
         background = np.stack([table.take(name, plan.background) for name in table.names], axis=1)
-        facts = _facts(experiment, store, plan, tuple(table.names), background, parts)
+        joined = joined_scores(experiment.compare.scores, table)
+        facts = _facts(experiment, store, plan, tuple(table.names), joined, background, parts)
         facts |= {"store": store.digest, "model": None if checkpoint is None else checkpoint.sha256}
         _write(folder / "evaluation.csv", as_csv(facts))
         # Last: what there is of it is whole.
@@ -294,6 +296,7 @@ def _facts(
     store: SpectraStore,
     plan: Plan,
     detectors: tuple[str, ...],
+    joined: Sequence[str],
     background: Float32[np.ndarray, "n detectors"],
     parts: Mapping[Job, Part],
 ) -> dict[str, Any]:
@@ -315,6 +318,7 @@ def _facts(
             "evaluate.kinds, or raise train.validation"
         )
     trials = Trials(kinds, detectors, plan.strengths, plan.reference, scores[kept], possible[kept], background)
+    trials = _with_ensembles(trials, joined)
     counts = resampled(hosts, settings.bootstrap, experiment.seed)
     groups = _groups(kinds)
     found = summarize(trials, groups, settings.levels, counts)
@@ -324,7 +328,8 @@ def _facts(
         "schema": SCHEMA,
         "hosts": hosts,
         "background": len(plan.background),
-        "detectors": list(detectors),
+        "detectors": list(trials.detectors),
+        "joined": list(joined) if len(joined) > 1 else [],
         "kinds": {
             kind: {
                 "about": describe(kind),
@@ -345,6 +350,30 @@ def _facts(
         "strata": stratified(trials, groups, found["level"], counts, properties, settings.strata),
         "pointing": _pointing(experiment, plan, kinds, groups, parts),
     }
+
+
+def _with_ensembles(trials: Trials, joined: Sequence[str]) -> Trials:
+    """Add the ensembles of `distspec compare`: ranks are those among the background, which stands for the survey."""
+    if len(joined) < 2:
+        return trials
+    shares = []
+    for name in joined:
+        place = trials.detectors.index(name)
+        own = trials.background[:, place]
+        survivors = Survivors.count(np.unique(own), own)
+        # What cannot be planted has no rank by any detector.
+        planted = np.where(trials.possible, trials.scores[..., place], np.float32(np.nan))
+        shares.append([survivors.shares(values.ravel()) for values in (planted, own)])
+    scores, background = (np.stack(each, axis=1) for each in zip(*shares, strict=True))
+    shape = trials.possible.shape
+    more = [function(scores).reshape(shape) for function in (rank_mean, rank_union)]
+    besides = [function(background) for function in (rank_mean, rank_union)]
+    return replace(
+        trials,
+        detectors=(*trials.detectors, *ENSEMBLES),
+        scores=np.concatenate([trials.scores, np.stack(more, axis=-1)], axis=-1),
+        background=np.concatenate([trials.background, np.stack(besides, axis=1)], axis=1),
+    )
 
 
 def _groups(kinds: Sequence[str]) -> dict[str, list[str]]:

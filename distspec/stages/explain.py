@@ -1,37 +1,39 @@
-"""`distspec explain`: top rows and model -> weights per segment, and the way to higher probability, in Ray actors.
+"""`distspec explain`: top rows and scores -> weights of wavelengths, and the way to higher probability, in Ray actors.
 
-The explained rows are a list of their own, best first, so each layer has its own leading axis; the field `row` leads
-back to the store. A few spectra are one unit of work.
+Every method has one layer. Its rows are the spectra that are explained, those of the first score's top list first, so
+each layer has its own leading axis; the field `row` leads back to the store. A spectrum is explained for all scores at
+once, since one pass makes them all. A few spectra are one unit of work.
 """
 
-import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, Final
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int64
-from torch import Tensor
 
-from distspec.config import Ascent, Experiment, Explain, Score
-from distspec.detectors import Detector
-from distspec.detectors.fitted import FieldDetector, load_detector
-from distspec.detectors.model import DENSITY, ModelDetector, ModelScores
-from distspec.errors import CheckpointError, ConfigError
-from distspec.explainers.ascent import ascend, growth
-from distspec.explainers.lime import Lime, uniform_segments
-from distspec.layout import ascent_layer, detector_folder, explain_layer
+from distspec.chosen import Chosen, by_ids, name_of, top_lists, top_rows
+from distspec.config import AnyMethod, Ascent, Experiment, Explain
+from distspec.detectors.model import DENSITY
+from distspec.errors import ConfigError
+from distspec.explainers.build import build_explainer
+from distspec.explaining import AscentWorker, ExplainWorker, LineWorker
+from distspec.layout import ascent_layer, explain_layer, lines_layer
+from distspec.line_tables import Indices, LineTable
 from distspec.models.checkpoint import Checkpoint
-from distspec.reduce import TopK
+from distspec.ordinary import Ordinary
 from distspec.runtime import connect, map_actors
 from distspec.scores import Scores
 from distspec.store import Fields, Layer, SpectraStore
 from distspec.tracking import Run
 
-__all__ = ["ascents_of", "explain", "explanations_of", "follow", "ordinary_covariance"]
+__all__ = ["ascents_of", "explain", "explanations_of", "follow", "lines_of", "measure_lines", "ordinary_covariance"]
 
 _SPECTRA: Final = 16
 """Spectra in one unit of work."""
+
+_MEASURED: Final = 512
+"""Spectra whose lines are measured in one unit of work."""
 
 _SAMPLE: Final = 20_000
 """Spectra whose latents say how far apart ordinary ones lie."""
@@ -44,7 +46,7 @@ _ORDINARY: Final = 0.99
 
 
 def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Scores) -> dict[str, Layer]:
-    """Explain the top list of each score that the settings name, or finish doing so.
+    """Explain the top lists of the scores that the settings name, or a list of ids, or finish doing so.
 
     Arguments:
         experiment: with the explain settings.
@@ -53,49 +55,92 @@ def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint,
         scores: those of the model and of the classical detectors.
 
     Returns:
-        For each score the layer with fields `row`, `weights` [segments], `intercept`, `r2`, `prediction`; its
-        attribute `segment_of` gives each pixel's segment.
+        For each method the layer with fields `row`, `rank` [scores] (place in the list of each score, -1 outside it),
+        `weights` [scores, regions], `reason` (why the method failed, and its numbers are NaN) and what else the method
+        tells; its attribute `segment_of` gives each pixel's region, `names` those of the scores.
 
     Raises:
-        ConfigError: nothing has a score, or a score is not there.
+        ConfigError: nothing has a score, a score is not there, or no id is known.
+        SourceError: the list of ids cannot be read.
     """
-    for name in experiment.explain.scores:
+    settings = experiment.explain
+    for name in settings.scores:
         if name not in scores.names:
-            there = ", ".join(scores.names)
-            raise ConfigError(f"explain.scores names {name!r}; there are {there}: run its stage first")
-    return {name: _explain_score(experiment, store, checkpoint, scores, name) for name in experiment.explain.scores}
+            known = ", ".join(scores.names)
+            raise ConfigError(f"explain.scores names {name!r}; there are {known}: run its stage first")
+    names = _names(experiment, scores)
+    there = store.layers()
+    done = {name: store.layer(layer) for name, layer in names.items() if layer in there}
+    missing = [one for one in settings.methods if one.name not in done or done[one.name].pending()]
+    if missing:
+        # Layers of one list of spectra; it is read from the first that is there.
+        chosen = _chosen(experiment, store, scores)
+        ordinary = Ordinary.of(store, chosen.rows, experiment.seed)
+        for method in missing:
+            done[method.name] = _explain_by(experiment, store, checkpoint, scores, method, chosen, ordinary)
+    return {name: done[name] for name in names}
 
 
 def explanations_of(experiment: Experiment, store: SpectraStore, scores: Scores) -> dict[str, Layer]:
-    """Open the explanations that there are, by score."""
-    wanted = [name for name in experiment.explain.scores if name in scores.names]
-    names = {name: explain_layer(experiment, name, scores.layer(name)) for name in wanted}
+    """Open the explanations that there are, by method."""
+    if not set(experiment.explain.scores) <= set(scores.names):
+        return {}
+    names = _names(experiment, scores)
     return {name: store.layer(layer) for name, layer in names.items() if layer in store.layers()}
 
 
-def _explain_score(
-    experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Scores, name: str
+def _names(experiment: Experiment, scores: Scores) -> dict[str, str]:
+    """Name the layer of each method."""
+    settings = experiment.explain
+    layers, listed = [scores.layer(name) for name in settings.scores], name_of(settings.ids)
+    return {method.name: explain_layer(experiment, method, layers, listed) for method in settings.methods}
+
+
+def _chosen(experiment: Experiment, store: SpectraStore, scores: Scores) -> Chosen:
+    settings = experiment.explain
+    if settings.ids is not None:
+        return by_ids(store, scores, settings.scores, settings.ids)
+    return top_lists(scores, settings.scores, settings.fraction, settings.limit)
+
+
+def _explain_by(
+    experiment: Experiment,
+    store: SpectraStore,
+    checkpoint: Checkpoint,
+    scores: Scores,
+    method: AnyMethod,
+    chosen: Chosen,
+    ordinary: Ordinary,
 ) -> Layer:
-    settings, scored = experiment.explain, scores.layer(name)
-    rows = _top_rows(scored, name, settings)
-    segment_of = uniform_segments(store.grid.pixels, min(settings.segments, store.grid.pixels))
-    segments = int(segment_of[-1]) + 1
-    fields: Fields = {"row": ("i8", ()), "weights": ("f4", (segments,))}
-    fields |= dict.fromkeys(("intercept", "r2", "prediction"), ("f4", ()))
+    names = list(experiment.explain.scores)
+    explainer = build_explainer(method, store.grid, experiment.seed, rest=store.frame == "rest")
+    fields: Fields = {"row": ("i8", ()), "rank": ("i8", (len(names),)), "reason": ("string", ())}
+    fields |= explainer.fields(len(names))
+    layers = sorted({scores.layer(name).name for name in names})
     layer = store.create_layer(
-        explain_layer(experiment, name, scored),
+        _names(experiment, scores)[method.name],
         fields,
-        {"segment_of": segment_of.tolist(), "score": name, "scores": scored.name, "model": checkpoint.sha256},
-        rows=len(rows),
+        {
+            "method": method.name,
+            "kind": method.kind,
+            "segment_of": explainer.segment_of.tolist(),
+            "names": names,
+            "scores": " ".join(layers),
+            "model": checkpoint.sha256,
+        },
+        rows=len(chosen.rows),
         shard_rows=_SPECTRA,
     )
 
     def summary() -> dict[str, float]:
-        r2 = layer.read("r2")
-        return {"explained": len(rows), "median_r2": float(np.median(r2)), "smallest_r2": float(r2.min())}
+        told = {"explained": float(len(chosen.rows)), "failed": float((layer.read("reason") != "").sum())}
+        for field in ("r2", "samples", "missing"):
+            if field in layer.fields:
+                told[f"median_{field}"] = float(np.nanmedian(layer.read(field)))
+        return told
 
-    arguments = (store.path, checkpoint.folder, layer.name, name, experiment)
-    _finish(experiment, store, layer, rows, LimeWorker, arguments, summary)
+    arguments = (store.path, checkpoint.folder, layer.name, method, ordinary, experiment)
+    _finish(experiment, store, layer, chosen, ExplainWorker, arguments, summary)
     return layer
 
 
@@ -103,7 +148,7 @@ def _finish(
     experiment: Experiment,
     store: SpectraStore,
     layer: Layer,
-    rows: Int64[np.ndarray, "k"],
+    chosen: Chosen,
     worker: Callable[..., Any],
     arguments: tuple[Any, ...],
     summary: Callable[[], dict[str, float]],
@@ -116,54 +161,59 @@ def _finish(
     connect(experiment.runtime, experiment.train.workers)
     with Run(experiment, "explain", layer.name.removeprefix("explain-"), lineage) as run:
         run.reads(experiment.name, store.digest, store.path)
-        items = [(shard, rows[slice(*layer.bounds(shard))]) for shard in pending]
+        cuts = [(shard, slice(*layer.bounds(shard))) for shard in pending]
+        items = [(shard, Chosen(chosen.rows[cut], chosen.rank[cut])) for shard, cut in cuts]
         label = layer.name.rpartition("-")[0].replace("-", " ")
         for _ in map_actors(worker, arguments, items, experiment.runtime, label):
             pass
         run.metrics(summary())
 
 
-def _top_rows(scores: Layer, name: str, settings: Explain) -> Int64[np.ndarray, "k"]:
-    """Find the rows to explain, best first, shard by shard."""
-    scored = 0
-    top = TopK.zero(settings.limit)
-    for shard in range(scores.shards):
-        start, stop = scores.bounds(shard)
-        values = scores.read(name, start, stop)
-        scored += int((~np.isnan(values)).sum())
-        top += TopK.of(settings.limit, np.arange(start, stop), values)
-    if scored == 0:
-        raise ConfigError(f"no spectrum of layer {scores.name} has a score; there is nothing to explain")
-    return top.rows[: max(1, math.ceil(settings.fraction * scored))]
+# --- lines of what is explained --------------------------------------------------------------------------------------
 
 
-class LimeWorker:
-    """Explains a few spectra at a time; lives in a worker."""
+def measure_lines(
+    experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Scores, explained: Layer
+) -> Layer:
+    """Measure lines and indices of the spectra that are explained, or finish doing so.
 
-    def __init__(self, store: str, folder: str, layer: str, name: str, experiment: Experiment) -> None:
-        self._store = SpectraStore.open(store, write=True)
-        self._layer = self._store.layer(layer)
-        settings: Score = experiment.score
-        self._detector: Detector
-        # A detector may give a second score, named after the first.
-        classical = [one for one in experiment.detect.detectors if name in (one.name, f"{one.name}_mixture")]
-        if classical:
-            detector, _ = load_detector(detector_folder(experiment, classical[0], self._store.digest))
-            self._detector = FieldDetector(detector, name)
-        else:
-            self._detector = ModelDetector(ModelScores(Checkpoint.load(folder), settings, _device(experiment)), name)
-        self._lime = Lime(experiment.explain, self._store.grid.pixels, experiment.seed)
+    Arguments:
+        experiment: with the explain settings.
+        store: the spectra; measured as they stand before the statistics of the sample.
+        checkpoint: the model that made the scores.
+        scores: those that are explained.
+        explained: the layer of one of the methods.
 
-    def __call__(self, item: tuple[int, Int64[np.ndarray, "k"]]) -> int:
-        shard, rows = item
-        explanation = self._lime.explain(self._detector.score, self._store.take(rows))
-        fields = {key: getattr(explanation, key) for key in ("weights", "intercept", "r2", "prediction")}
-        self._layer.write(shard, {"row": rows, **fields})
-        return shard
+    Returns:
+        The layer with `row` and the fields of `lines.LineTable` and `lines.Indices`; its attribute `lines` names the
+        lines.
+    """
+    rows, name = explained.read("row"), _lines_name(experiment, scores)
+    shapes: dict[str, tuple[int, ...]] = {field.name: () for field in (*fields(LineTable), *fields(Indices))}
+    shapes |= dict.fromkeys(("flux", "flux_error", "width", "width_error", "continuum"), (len(LineTable.names),))
+    kept: Fields = {"row": ("i8", ())} | {field: ("f4", shape) for field, shape in shapes.items()}
+    attributes = {key: explained.attributes[key] for key in ("scores", "model")} | {"lines": list(LineTable.names)}
+    layer = store.create_layer(name, kept, attributes, rows=len(rows), shard_rows=_MEASURED)
+
+    def summary() -> dict[str, float]:
+        return {"measured": float(len(rows)), "with_lines": float(np.isfinite(layer.read("velocity")).sum())}
+
+    chosen = Chosen(rows, np.zeros((len(rows), 0), np.int64))
+    _finish(experiment, store, layer, chosen, LineWorker, (store.path, name), summary)
+    return layer
 
 
-def _device(experiment: Experiment) -> str:
-    return "cuda" if experiment.runtime.gpus_per_worker else "cpu"
+def lines_of(experiment: Experiment, store: SpectraStore, scores: Scores) -> Layer | None:
+    """Open the layer of the lines, if there is one."""
+    if not set(experiment.explain.scores) <= set(scores.names):
+        return None
+    name = _lines_name(experiment, scores)
+    return store.layer(name) if name in store.layers() else None
+
+
+def _lines_name(experiment: Experiment, scores: Scores) -> str:
+    settings = experiment.explain
+    return lines_layer(experiment, [scores.layer(name) for name in settings.scores], name_of(settings.ids))
 
 
 # --- the way to higher probability -----------------------------------------------------------------------------------
@@ -206,7 +256,8 @@ def follow(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, 
 
     if layer.pending():
         arguments = (store.path, checkpoint.folder, scores.name, name, ordinary_covariance(scores), experiment)
-        _finish(experiment, store, layer, rows, AscentWorker, arguments, summary)
+        chosen = Chosen(rows, np.zeros((len(rows), 0), np.int64))
+        _finish(experiment, store, layer, chosen, AscentWorker, arguments, summary)
     return layer
 
 
@@ -220,7 +271,8 @@ def ascents_of(experiment: Experiment, store: SpectraStore, scores: Layer) -> La
 def _rows_to_follow(scores: Layer, settings: Explain, ascent: Ascent) -> Int64[np.ndarray, "k"]:
     """Join the top lists, that of the density first; a row that is in several is followed once."""
     names = dict.fromkeys((DENSITY, *(name for name in settings.scores if name in scores.fields)))
-    rows = np.concatenate([_top_rows(scores, name, settings)[: ascent.limit] for name in names])
+    table = Scores([scores])
+    rows = np.concatenate([top_rows(table, name, settings.fraction, settings.limit)[: ascent.limit] for name in names])
     return np.asarray(rows[np.sort(np.unique(rows, return_index=True)[1])])
 
 
@@ -242,57 +294,3 @@ def ordinary_covariance(scores: Layer) -> Float64[np.ndarray, "D D"]:
         return np.eye(joined.shape[1])
     ordinary = joined[odd <= np.quantile(odd, _ORDINARY)]
     return np.asarray(np.atleast_2d(np.cov(ordinary.T)))
-
-
-class AscentWorker:
-    """Follows a few spectra at a time; lives in a worker."""
-
-    def __init__(
-        self,
-        store: str,
-        folder: str,
-        scores: str,
-        layer: str,
-        covariance: Float64[np.ndarray, "D D"],
-        experiment: Experiment,
-    ) -> None:
-        self._store = SpectraStore.open(store, write=True)
-        self._layer, self._scored = self._store.layer(layer), self._store.layer(scores)
-        checkpoint = Checkpoint.load(folder)
-        if checkpoint.density is None or experiment.explain.ascent is None:
-            raise CheckpointError(f"{folder} has no density, up which a way could lead; train with train.density")
-        self._device = _device(experiment)
-        self._model = ModelScores(checkpoint, experiment.score, self._device)
-        self._density = checkpoint.density
-        self._settings = experiment.explain.ascent
-        self._covariance = torch.from_numpy(covariance)
-
-    def __call__(self, item: tuple[int, Int64[np.ndarray, "k"]]) -> int:
-        shard, rows = item
-        # Those that were scored; in float64, so that no gain is lost in rounding.
-        start = torch.from_numpy(self._scored.take("latents", rows)).double().to(self._device)
-        settings = self._settings
-        path = ascend(
-            self._density.log_prob, start, steps=settings.steps, length=settings.length, covariance=self._covariance
-        )
-        decode = self._model.decoder(self._store.take(rows))
-        ends = path.latents[:, [0, -1]]
-        fields = {
-            "log_prob": path.log_prob,
-            "arc": path.arc,
-            "latents": path.latents,
-            "spectra": torch.stack([decode(place) for place in path.evenly(settings.points).unbind(1)], dim=1),
-            "growth": growth(path, decode),
-        }
-        told = {name: _array(values) for name, values in fields.items()}
-        told |= {"row": rows, "taken": path.taken.cpu().numpy()}
-        if "class" in self._layer.fields:
-            best = self._density.posterior(ends.flatten(0, 1)).max(dim=1)
-            told |= {"class": best.indices.view(-1, 2).cpu().numpy()}
-            told |= {"class_probability": _array(best.values.view(-1, 2))}
-        self._layer.write(shard, told)
-        return shard
-
-
-def _array(values: Tensor) -> np.ndarray:
-    return np.asarray(values.float().cpu().numpy())

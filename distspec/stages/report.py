@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int64
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from distspec import clustered as _clusters
 from distspec import compared as _compared
 from distspec import evaluated as _evaluated
 from distspec.accuracy import ROWS
@@ -24,6 +25,7 @@ from distspec.census import take_census
 from distspec.config import METRICS, RECONSTRUCTION, Experiment, Simulate, Tracking, dump, metric_scores
 from distspec.curves import linear_figure, score_figure, training_figure
 from distspec.detectors.model import DENSITY, ModelScores
+from distspec.diagnosed import Diagnosed
 from distspec.errors import CheckpointError, ConfigError, StoreError
 from distspec.explained import Change, Explained, Ways, changes
 from distspec.figures import COLORS, Shown, bokeh_script, embed, spectrum_figure, way_figure
@@ -67,6 +69,8 @@ def report(
     others: Iterable[Layer] = (),
     compared: Mapping[str, Any] | None = None,
     evaluated: Mapping[str, Any] | None = None,
+    lines: Layer | None = None,
+    clustered: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the report and the ranked table of an experiment; each appears whole or not at all.
 
@@ -75,11 +79,13 @@ def report(
         store: the spectra.
         checkpoint: the model that made the scores.
         scores: layer of the score stage.
-        explanations: layers of the explain stage, by the score that they explain.
+        explanations: layers of the explain stage, by method.
         ascents: its layer of the ways to higher probability, if the model has a density.
         others: layers of the classical detectors and of the ensembles.
         compared: what the compare stage found.
         evaluated: what the evaluate stage measured.
+        lines: layer of the lines of what is explained.
+        clustered: what the cluster stage found.
 
     Returns:
         Path of the page.
@@ -103,6 +109,8 @@ def report(
     distribution, figures = _distribution(table, histograms, census.scored)
     trained = phases(checkpoint)
     figures |= {f"training-{phase.name}": training_figure(phase.epochs) for phase in trained}
+    diagnosed = None if lines is None else Diagnosed(store, lines)
+    _tell_lines(store, diagnosed, rows[: max(experiment.report.table, len(cards))])
     for card, item in zip(cards, shown, strict=True):
         figures[f"spectrum-{card['rank']}"] = spectrum_figure(item)
         if item.way is not None:
@@ -112,6 +120,10 @@ def report(
         figures |= _compared.figures(compared)
     if evaluated is not None:
         figures |= _evaluated.figures(evaluated)
+    if clustered is not None:
+        figures |= _clusters.figures(clustered)
+    if diagnosed is not None:
+        figures |= diagnosed.figures()
     script, places = embed(figures)
     page = _render(
         experiment=experiment,
@@ -123,6 +135,8 @@ def report(
         truth=_truth(store, table, histograms, explanations),
         compared=None if compared is None else _compared.content(compared),
         evaluated=None if evaluated is None else _evaluated.content(evaluated),
+        clustered=None if clustered is None else _clusters.content(clustered),
+        lines=None if diagnosed is None else diagnosed.content(),
         cards=cards,
         rows=rows[: experiment.report.table],
         ranked=len(rows),
@@ -166,7 +180,13 @@ def _ranked(
         entry: dict[str, Any] = {name: columns[name][index] for name in _COLUMNS}
         # As text from here on: neither a browser nor a spreadsheet keeps the digits of a large number.
         entry["id"] = str(entry["id"])
-        entry |= {"rank": index + 1, "row": row, "planted": planted[index], "explanation": explained.find(row)}
+        entry |= {
+            "rank": index + 1,
+            "row": row,
+            "planted": planted[index],
+            "explanations": explained.all(row),
+            "diagnosis": None,
+        }
         way = ways.find(row)
         redshift = None if store.frame == "rest" else entry["z"]
         found = [] if way is None else changes(way.growth, store.grid, redshift)
@@ -199,6 +219,17 @@ def _deciding(scores: Scores, rows: Int64[np.ndarray, "m"]) -> list[list[tuple[s
     return found
 
 
+def _tell_lines(store: SpectraStore, diagnosed: Diagnosed | None, rows: list[dict[str, Any]]) -> None:
+    """Say in words what makes the spectra of the table odd, where they were explained and measured."""
+    explained = [row for row in rows if row["explanations"]]
+    if diagnosed is None or not explained:
+        return
+    spectra = store.take(np.array([row["row"] for row in explained], dtype=np.int64))
+    for row, good in zip(explained, spectra.good, strict=True):
+        found = diagnosed.one(row["row"], row["explanations"][0], good, row["z"])
+        row["diagnosis"] = None if found is None else found.text
+
+
 def _against_noise(shown: Shown, way: Float32[np.ndarray, "points pixels"]) -> dict[str, Any]:
     """Compare what changes along a way with the spectrum's own pixels: where it has data, and their noise."""
     growth, good = way[-1] - way[0], shown.ivar > 0
@@ -223,7 +254,6 @@ def _shown(
     windows = truth_windows(store, spectra.rows) if has_truth(store) else None
     found = []
     for index, row in enumerate(rows):
-        explanation = explained.find(row)
         found.append(
             Shown(
                 store.grid,
@@ -232,8 +262,7 @@ def _shown(
                 spectra.ivar[index],
                 models[index],
                 None if spectra.redshift is None else float(spectra.redshift[index]),
-                None if explanation is None else explanation.edges,
-                None if explanation is None else explanation.weights,
+                tuple((one.method.replace("_", " "), one.edges, one.weights) for one in explained.all(row)),
                 None if windows is None else windows[index],
                 ways.decoded(row),
             )
@@ -274,7 +303,7 @@ def _truth(
         "kinds": sorted(found.planted, key=lambda kind: (kind not in STRONG, order.get(kind, len(order)), kind)),
         "strong": STRONG,
         "best": found.best(STRONG),
-        "pointing": [pointing(store, layer) for layer in explanations.values()],
+        "pointing": [one for layer in explanations.values() for one in pointing(store, layer)],
     }
 
 
@@ -284,7 +313,7 @@ def _render(**content: Any) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": _number, "count": "{:,}".format, "percent": _percent, "redshift": _redshift}
-    environment.filters |= {"probability": _probability}
+    environment.filters |= {"probability": _probability, "abs_argmax": lambda weights: int(np.abs(weights).argmax())}
     return environment.get_template("report.html.jinja").render(colors=COLORS, **content)
 
 
@@ -316,16 +345,25 @@ def _as_csv(rows: list[dict[str, Any]], names: list[str], *, ways: bool, classes
     """Write the ranked table; text is quoted and numbers are not, so a reader can tell an id from a number."""
     stream = io.StringIO()
     writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    last = ["explained_score", "heaviest_from", "heaviest_to", "heaviest_weight", "r2", "planted"]
+    last = [
+        "suggests",
+        "explained_by",
+        "explained_score",
+        "heaviest_from",
+        "heaviest_to",
+        "heaviest_weight",
+        "r2",
+        "planted",
+    ]
     more = ["likeliest_class", "class_probability"] if classes else []
     more += ["steps", "log_p_start", "log_p_end", "grows", "fades"] if ways else []
     writer.writerow(["rank", "row", *_COLUMNS, *names, *more, *last])
     for row in rows:
-        explanation = row["explanation"]
-        told: list[Any] = [""] * 5
-        if explanation is not None:
-            low, high, weight = explanation.heaviest
-            told = [explanation.score, round(low, 2), round(high, 2), _short(weight), _short(explanation.r2)]
+        told: list[Any] = [row["diagnosis"] or "", *[""] * 6]
+        if row["explanations"]:
+            first = row["explanations"][0]
+            low, high, weight = first.heaviest
+            told[1:] = [first.method, first.score, round(low, 2), round(high, 2), _short(weight), _short(first.r2)]
         described = [_short(row[name]) for name in _COLUMNS]
         values = [_short(row["scores"][name]) for name in names]
         best = [row["likeliest"][0], _short(row["likeliest"][1])] if classes else []
@@ -346,6 +384,8 @@ def _way_cells(row: dict[str, Any]) -> list[Any]:
 
 def _short(value: Any) -> Any:
     """Write what was a float32 with a float32's digits, others with all of theirs; NaN becomes an empty cell."""
+    if value is None:
+        return ""
     if not isinstance(value, float):
         return value
     if not np.isfinite(value):

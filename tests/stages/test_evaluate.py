@@ -62,6 +62,22 @@ def like(experiment: Experiment, output: Path, **changes: Any) -> Experiment:
     return Experiment.model_validate_json(json.dumps(tree))
 
 
+def test_ensembles_rank_planted_spectra_among_the_background() -> None:
+    background = np.stack([np.arange(99, dtype=np.float32), np.arange(99, dtype=np.float32)[::-1]], axis=1)
+    scores = np.array([[[[98.5, -5.0]], [[49.0, 49.0]], [[0.0, np.nan]]]], np.float32)
+    possible = np.array([[[True], [True], [False]]])
+    alone = stage.Trials(("a",), ("one", "two"), (1.0,), 0, scores, possible, background)
+    trials = stage._with_ensembles(alone, ["one", "two"])
+    assert trials.detectors == ("one", "two", "rank_mean", "rank_union")
+    # The oddest by one and the least odd by the other; the middle by both; one that cannot be planted.
+    mean, union = 10.0 ** -trials.scores[0, :, 0, 2:].T
+    np.testing.assert_allclose(mean[:2], [(0.5 / 99 + 1.0) / 2, 50 / 99], rtol=1e-3)
+    np.testing.assert_allclose(union[:2], [0.5 / 99, 50 / 99], rtol=1e-3)
+    assert np.isnan(mean[2]) and np.isnan(union[2])
+    np.testing.assert_allclose(10.0 ** -trials.background[:, 2], np.full(99, 50 / 99), rtol=1e-3)
+    assert stage._with_ensembles(alone, ["one"]) is alone
+
+
 @pytest.fixture(scope="module")
 def ready(whole: tuple[Experiment, Products], tmp_path_factory: pytest.TempPathFactory) -> Ready:
     """The survey with all there is in a model, in a place of its own, with two classical detectors beside the model."""
@@ -91,7 +107,9 @@ def test_nothing_of_the_store_is_changed(evaluated: tuple[Evaluated, dict[str, b
 def test_every_detector_meets_every_kind(ready: Ready, evaluated: tuple[Evaluated, Any, Any]) -> None:
     found = evaluated[0]
     facts = found.facts
-    assert facts["detectors"] == [*Scores([ready.made.scores]).names, "pca", "isolation"]
+    ensembles = ["rank_mean", "rank_union"]
+    assert facts["detectors"] == [*Scores([ready.made.scores]).names, "pca", "isolation", *ensembles]
+    assert facts["joined"] == ["chi2", "mse", "density", "pca", "isolation"]
     assert tuple(facts["kinds"]) == KINDS
     assert facts["strengths"] == [0.5, 1.0, 2.0]
     assert facts["strength"] == 1.0
@@ -104,7 +122,13 @@ def test_every_detector_meets_every_kind(ready: Ready, evaluated: tuple[Evaluate
         assert len({str(one) for one in facts["results"][detector]["wrong-redshift"]["auc"]}) == 1
     assert [part["by"] for part in facts["strata"]] == ["snr"] * 3 + ["z"] * 3
     assert sum(part["hosts"] for part in facts["strata"][:3]) == facts["hosts"] == 12
-    assert [one["name"] for one in facts["pointing"]] == ["lime_density", "lime_chi2", "pca_region"]
+    assert [one["name"] for one in facts["pointing"]] == [
+        "lime_density",
+        "lime_chi2",
+        "imo_density",
+        "imo_chi2",
+        "pca_region",
+    ]
     assert all(one["results"]["cosmic-ray"]["explained"] == 3 for one in facts["pointing"])
     assert sorted(path.name for path in found.folder.iterdir()) == ["evaluation.csv", "evaluation.json"]
     assert json.loads((found.folder / "evaluation.json").read_text()) == facts
@@ -296,7 +320,7 @@ def test_classical_detectors_need_no_model(ready: Ready) -> None:
     evaluate_ = {"hosts": 4, "kinds": ["red-runaway"], "explained": 0, "strengths": [1.0]}
     experiment = like(ready.experiment, Path(ready.experiment.output), evaluate=evaluate_)
     facts = evaluate(experiment, ready.store, None, None, ready.detected).facts
-    assert facts["detectors"] == ["pca", "isolation"]
+    assert facts["detectors"] == ["pca", "isolation", "rank_mean", "rank_union"]
     assert facts["model"] is None
     assert facts["pointing"] == []
     assert evaluated_of(experiment, ready.store, None, ready.detected).facts == facts

@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 import torch
 
+from distspec.chosen import Chosen
 from distspec.config import Dense, Experiment, load
 from distspec.detectors.reconstruction import SCORES
 from distspec.errors import CheckpointError, ConfigError, LayoutError, ShardError, StoreError
 from distspec.explained import Ways, changes
-from distspec.explainers.lime import uniform_segments
+from distspec.explainers.build import build_explainer
 from distspec.layout import explain_layer, model_folder, recipe_digest, report_path, score_layer, store_path, table_path
 from distspec.models.autoencoder import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
+from distspec.ordinary import Ordinary
 from distspec.pipeline import Products
 from distspec.spectra import Spectra, Status, WaveGrid
-from distspec.stages.explain import LimeWorker
+from distspec.stages.explain import ExplainWorker
 from distspec.stages.report import report
 from distspec.stages.score import Scorer
 from distspec.store import Layer, SpectraStore, field_of
@@ -92,8 +94,7 @@ def _make(folder: Path, frame: str, truth: bool = True, overrides: tuple[str, ..
             f'output="{folder}"',
             f"ingest.prepare.frame={frame}",
             "ingest.source.kind=simulate",
-            "explain.segments=60",
-            "explain.samples=300",
+            "explain.methods=[{kind='lime', samples=300, segments={kind='uniform', count=60}}]",
             "explain.fraction=0.03",
             "report.spectra=3",
             "report.table=10",
@@ -132,7 +133,7 @@ def _make(folder: Path, frame: str, truth: bool = True, overrides: tuple[str, ..
     scorer = Scorer(store.path, str(model_at), scores.name, experiment.score, "cpu")
     for shard in range(store.shards):
         scorer(shard)
-    explanations = {"mse": _explain(experiment, store, scores, str(model_at), 12)} if usable else {}
+    explanations = {"lime": _explain(experiment, store, scores, str(model_at), 12)} if usable else {}
     return experiment, store, checkpoint, scores, explanations
 
 
@@ -153,17 +154,20 @@ def _untrained(spectra: Spectra, recipe: str) -> Checkpoint:
 def _explain(experiment: Experiment, store: SpectraStore, scores: Layer, model_at: str, count: int) -> Layer:
     values = scores.read("mse")
     rows = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")[::-1][:count].astype(np.int64)
-    segment_of = uniform_segments(GRID.pixels, 60)
+    (method,) = experiment.explain.methods
+    explainer = build_explainer(method, GRID, experiment.seed, rest=True)
     layer = store.create_layer(
-        explain_layer(experiment, "mse", scores),
-        {"row": ("i8", ()), "weights": ("f4", (60,))} | dict.fromkeys(("intercept", "r2", "prediction"), ("f4", ())),
-        {"segment_of": segment_of.tolist(), "score": "mse"},
+        explain_layer(experiment, method, [scores]),
+        {"row": ("i8", ()), "rank": ("i8", (1,)), "reason": ("string", ())} | explainer.fields(1),
+        {"segment_of": explainer.segment_of.tolist(), "names": ["mse"], "method": "lime"},
         rows=count,
         shard_rows=5,
     )
-    worker = LimeWorker(store.path, model_at, layer.name, "mse", experiment)
+    ordinary = Ordinary.of(store, rows, experiment.seed)
+    worker = ExplainWorker(store.path, model_at, layer.name, method, ordinary, experiment)
     for shard in range(layer.shards):
-        worker((shard, rows[slice(*layer.bounds(shard))]))
+        part = slice(*layer.bounds(shard))
+        worker((shard, Chosen(rows[part], np.arange(count)[part, None])))
     return layer
 
 
@@ -256,7 +260,7 @@ def test_the_table_is_ranked_and_complete(made: Made, table: list[dict[str, str]
     _, store, _, scores, explanations = made
     values = scores.read("mse")
     best = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")[: len(table)]
-    assert len(table) == explanations["mse"].rows == 12
+    assert len(table) == explanations["lime"].rows == 12
     assert [int(row["row"]) for row in table] == best.tolist()
     assert [int(row["rank"]) for row in table] == list(range(1, 13))
     for name in SCORES:
@@ -281,9 +285,8 @@ def test_the_truth_is_told(text: str) -> None:
     assert "extreme-lines strong 10/10" in text
     assert "e+a 0/9 0/9" in text
     assert "1 planted spectrum was set aside" in text
-    assert re.search(
-        r"Does the explanation of mse point at the right wavelengths\?.*extreme-lines 10/10 10/10 1\.7 %", text
-    )
+    assert re.search(r"Do explanations point at the right wavelengths\?.* lime mse 10/10 10/10 1\.7 %", text)
+    assert re.search(r"lime of mse, kind by kind .* extreme-lines 10/10 10/10 1\.7 %", text)
 
 
 def test_every_section_and_figure_is_there(page: str) -> None:
@@ -335,7 +338,7 @@ def test_another_score_falls_back_on_the_explanation_there_is(made: Made, tmp_pa
     settings = experiment.report.model_copy(update={"score": "chi2"})
     moved = experiment.model_copy(update={"output": str(tmp_path), "report": settings})
     page = report(moved, store, checkpoint, scores, explanations).read_text("utf-8")
-    assert "Explained for the score mse: the heaviest segment" in page
+    assert "<b>lime</b>, of the score mse: the heaviest region" in page
     assert "Top anomalies by chi2" in page
 
 
@@ -380,10 +383,10 @@ def test_a_row_that_is_neither_scored_nor_set_aside_is_refused(made: Made) -> No
 
 def test_an_explanation_of_another_grid_is_refused(made: Made) -> None:
     experiment, store, checkpoint, scores, explanations = made
-    layer = Layer(explanations["mse"]._group, explanations["mse"].name)
+    layer = Layer(explanations["lime"]._group, explanations["lime"].name)
     layer.attributes["segment_of"] = [0, 1, 2]
     with pytest.raises(LayoutError, match="3 pixels; the store keeps 300"):
-        report(experiment, store, checkpoint, scores, {"mse": layer})
+        report(experiment, store, checkpoint, scores, {"lime": layer})
 
 
 # --- a model with all there is ---------------------------------------------------------------------------------------
