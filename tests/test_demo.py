@@ -23,10 +23,10 @@ def demo(folder: Path, *overrides: str) -> str:
 
 @pytest.mark.timeout(300)
 def test_a_small_demo_goes_the_whole_way_and_is_quiet(tmp_path: Path) -> None:
-    methods = "explain.methods=[{kind='lime', samples=300}, {kind='imo', windows=[16, 64], baselines=2}]"
-    fewer = ["ingest.source.spectra=2500", "train.epochs=6", methods, "evaluate.hosts=20"]
+    methods = "explain.methods=[{kind='lime', samples=200}, {kind='imo', windows=[16, 64], baselines=2}]"
+    fewer = ["ingest.source.spectra=1200", "train.epochs=4", methods, "evaluate.hosts=8", "detect.sample=800"]
     said = demo(tmp_path, *fewer, "evaluate.explained=1", "evaluate.strengths=[1.0]")
-    assert re.search(r"store +distspec-demo/store.zarr: 2500 spectra, \d+ set aside", said)
+    assert re.search(r"store +distspec-demo/store.zarr: 1200 spectra, \d+ set aside", said)
     assert "report   distspec-demo/report.html" in said
     assert "runs     distspec ui demo" in said
     assert {path.name for path in tmp_path.iterdir()} == {"distspec-demo"}
