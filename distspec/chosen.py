@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from distspec.errors import ConfigError, SourceError
+from distspec.errors import ConfigError, DistspecWarning, SourceError
 from distspec.reduce import TopK
 from distspec.scores import Scores
 from distspec.store import SpectraStore
@@ -61,6 +62,8 @@ def top_lists(scores: Scores, names: Sequence[str], fraction: float, limit: int)
 def by_ids(store: SpectraStore, scores: Scores, names: Sequence[str], path: str) -> Chosen:
     """Find the spectra of a list of ids that have a score; they are ranked among themselves.
 
+    A warning counts the others.
+
     Arguments:
         store: the spectra.
         scores: those that are explained.
@@ -72,18 +75,28 @@ def by_ids(store: SpectraStore, scores: Scores, names: Sequence[str], path: str)
         ConfigError: it holds no id of the store that has a score.
     """
     wanted = _read_ids(path)
-    rows = []
+    rows, named = [np.zeros(0, np.int64)], [np.zeros(0, wanted.dtype)]
     for shard in range(store.shards):
         start, stop = store.base.bounds(shard)
-        ids = store.column("id", np.arange(start, stop))
-        rows.append(start + np.flatnonzero(np.isin(ids.astype(str), wanted)))
-    found = np.concatenate(rows)
+        ids = store.column("id", np.arange(start, stop)).astype(str)
+        meant = np.flatnonzero(np.isin(ids, wanted))
+        rows.append(start + meant)
+        named.append(ids[meant])
+    found, ids = np.concatenate(rows), np.concatenate(named)
     values = [scores.take(name, found) for name in names]
     scored = ~np.isnan(np.stack(values)).any(axis=0)
     if not scored.any():
         such = f", such as {str(wanted[0])!r}," if len(wanted) else ""
         raise ConfigError(
             f"explain.ids: none of the {len(wanted)} ids of {path}{such} is that of a scored spectrum of the store"
+        )
+    # An id that came twice has one row with a score at most.
+    known = len(np.unique(ids))
+    unknown, unscored = len(wanted) - known, known - len(np.unique(ids[scored]))
+    if unknown or unscored:
+        told = [f"{unknown} are not in the store"] * (unknown > 0) + [f"{unscored} have no score"] * (unscored > 0)
+        warnings.warn(
+            f"explain.ids: of {len(wanted)} ids in {path} {' and '.join(told)}", DistspecWarning, stacklevel=2
         )
     # Best first by the first score, and equal ones by row.
     order = np.flatnonzero(scored)[np.argsort(-values[0][scored], kind="stable")]
@@ -113,7 +126,7 @@ def _read_ids(path: str) -> Shaped[np.ndarray, "m"]:
         if not Path(path).is_file():
             raise SourceError(f"explain.ids: no file {path!r}")
         try:
-            lines = Path(path).read_text("utf-8").split("\n")
+            lines = Path(path).read_text("utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise SourceError(f"explain.ids: {path} is no text of ids: {' '.join(str(error).split())}") from error
         found = np.array([line.strip() for line in lines if line.strip()], dtype=str)

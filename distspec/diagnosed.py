@@ -65,9 +65,11 @@ class Diagnosed:
         region = np.clip(
             np.searchsorted(explanation.edges, grid.wave, side="right") - 1, 0, len(explanation.weights) - 1
         )
+        # A region's weight is that of all its pixels together, so that shares are the regions' own.
+        per_pixel = explanation.weights[region].astype(np.float64) / np.bincount(region)[region]
         redshift = None if self._store.frame == "rest" else z
         tables = (self._table[part], self._indices[part], self._ratios[part])
-        return sentence(explanation.weights[region].astype(np.float64), grid, redshift, z, *tables, good)
+        return sentence(per_pixel, grid, redshift, z, *tables, good)
 
     def cluster(
         self,

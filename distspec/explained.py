@@ -46,6 +46,9 @@ class Explanation:
         error: standard errors of the weights, where the method tells them.
         listed: whether the row is in the score's own list.
         by_pixel: whether the regions are pixels.
+        floor: what a weight is made of where nothing is changed, where the method tells it.
+        missing: by how much the weights miss what they should add up to, as a share of it.
+        other: where the other combination of windows is heaviest, Å, where the method has one.
     """
 
     method: str
@@ -56,16 +59,23 @@ class Explanation:
     error: Float32[np.ndarray, "regions"] | None = None
     listed: bool = True
     by_pixel: bool = False
+    floor: float | None = None
+    missing: float | None = None
+    other: tuple[float, float] | None = None
 
     @property
     def heaviest(self) -> tuple[float, float, float]:
         """Wavelengths and weight of the region of largest |weight|; of pixels, those around it with half of that."""
-        size = np.abs(self.weights)
-        peak = int(size.argmax())
-        start, stop = peak, peak + 1
-        if self.by_pixel:
-            start, stop = _run(size >= 0.5 * size[peak], peak)
-        return float(self.edges[start]), float(self.edges[stop]), float(self.weights[peak])
+        return _heaviest(self.weights, self.edges, self.by_pixel)
+
+
+def _heaviest(
+    weights: Float32[np.ndarray, "regions"], edges: Float64[np.ndarray, "regions+1"], by_pixel: bool
+) -> tuple[float, float, float]:
+    size = np.abs(weights)
+    peak = int(size.argmax())
+    start, stop = _run(size >= 0.5 * size[peak], peak) if by_pixel else (peak, peak + 1)
+    return float(edges[start]), float(edges[stop]), float(weights[peak])
 
 
 class Explained:
@@ -84,6 +94,8 @@ class Explained:
         self._edges = {name: edges_of(store.grid, segments_of(store.grid, layer)) for name, layer in layers.items()}
         self._places = {name: {int(row): i for i, row in enumerate(rows)} for name, rows in self._rows.items()}
         self.longest = 0
+        self.rows = np.unique(np.concatenate([np.zeros(0, np.int64), *self._rows.values()]))
+        """Of the store, in its order, all that any method explains."""
         for name, layer in layers.items():
             if chosen in layer.attributes["names"]:
                 rank = self._ranks[name][:, layer.attributes["names"].index(chosen)]
@@ -115,17 +127,48 @@ class Explained:
         layer = self._layers[name]
         shard, place = divmod(place, layer.shard_rows)
         told = self._shard(name, shard)
-        r2 = float(told["r2"][place, number]) if "r2" in told else None
-        error = told["error"][place, number] if "error" in told else None
-        weights = told["weights"][place, number]
-        score, edges = layer.attributes["names"][number], self._edges[name]
+        one = {field: values[place, number] for field, values in told.items()}
+        weights, edges = one["weights"], self._edges[name]
         by_pixel = len(weights) == len(layer.attributes["segment_of"])
-        return Explanation(name, score, edges, weights, r2, error, listed, by_pixel)
+        missing = None
+        if "missing" in one:
+            change = float(weights.sum(dtype=np.float64)) - float(one["missing"])
+            missing = abs(float(one["missing"]) / change) if change else 0.0
+        return Explanation(
+            name,
+            layer.attributes["names"][number],
+            edges,
+            weights,
+            float(one["r2"]) if "r2" in one else None,
+            one.get("error"),
+            listed,
+            by_pixel,
+            float(one["floor"]) if "floor" in one else None,
+            missing,
+            _heaviest(one["other"], edges, by_pixel)[:2] if "other" in one else None,
+        )
 
     def _read_shard(self, name: str, shard: int) -> dict[str, np.ndarray]:
         layer = self._layers[name]
-        fields = [field for field in ("weights", "error", "r2") if field in layer.fields]
+        wanted = ("weights", "error", "r2", "floor", "missing", "other")
+        fields = [field for field in wanted if field in layer.fields]
         return dict(zip(fields, layer.read_shard(shard, *fields), strict=True))
+
+    def windows(self, row: int) -> list[tuple[str, list[int], Float32[np.ndarray, "windows pixels"]]]:
+        """Give what each window size by itself says of a row, of methods that have several: name, widths, weights of
+        the ranking score, or of the first.
+        """
+        found = []
+        for name, layer in self._layers.items():
+            place, widths = self._places[name].get(row), list(layer.attributes.get("windows", []))
+            if place is None or not widths:
+                continue
+            names = layer.attributes["names"]
+            number = names.index(self._chosen) if self._chosen in names else 0
+            values = layer.read("windows", place, place + 1)[0, number]
+            if np.isfinite(values).all():
+                found.append((name, widths, values))
+        return found
 
 
 @dataclass(frozen=True)

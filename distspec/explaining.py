@@ -1,6 +1,7 @@
 """Work of `distspec explain`: spectra explained by a method, ways to higher probability, lines; it lives in workers."""
 
 from dataclasses import fields
+from typing import Final
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from distspec.spectra import Spectra
 from distspec.store import SpectraStore
 
 __all__ = ["AscentWorker", "ExplainWorker", "LineWorker", "explainable"]
+
+_CHANCE: Final = 4
+"""So few spectra of a unit may all fail by themselves."""
 
 
 class ExplainWorker:
@@ -56,8 +60,8 @@ class ExplainWorker:
             for index in range(len(spectra)):
                 part, reasons[index] = self._alone(spectra[[index]], near[index : index + 1])
                 parts.append(part)
-            if len(spectra) > 1 and all(reasons):
-                # What fails on every spectrum is no fault of theirs.
+            if len(spectra) > _CHANCE and all(reasons):
+                # What fails on every one of so many is no fault of theirs.
                 raise
         weights = np.concatenate([part.weights for part in parts])
         fields = {key: np.concatenate([part.more[key] for part in parts]) for key in parts[0].more}
@@ -168,7 +172,8 @@ class LineWorker:
 
     def __call__(self, item: tuple[int, Chosen]) -> int:
         shard, rows = item[0], item[1].rows
-        # As they were observed: what statistics of the sample filled in is no measurement.
+        # As they were observed: what statistics of the sample filled in is no measurement. What the preparation patched
+        # spectrum by spectrum, such as sky lines, is part of the store and counts as data here.
         spectra = self._store.take(rows, frozen=False)
         told = {
             one.name: getattr(table, one.name).astype(np.float32)

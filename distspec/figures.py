@@ -14,6 +14,7 @@ from bokeh.layouts import gridplot
 from bokeh.models import (
     BoxAnnotation,
     ColumnDataSource,
+    FactorRange,
     HoverTool,
     Range1d,
 )
@@ -80,6 +81,8 @@ class Shown:
             spectrum.
         windows: pairs [low, high] that truth records, Å on this grid, NaN where unused; None without truth.
         way: spectra decoded along the way to higher probability; None without one.
+        multiscale: of methods with several window sizes, what each is called, its widths in pixels, and the weights
+            that each width gives.
     """
 
     grid: WaveGrid
@@ -91,6 +94,7 @@ class Shown:
     explanations: tuple[tuple[str, Float64[np.ndarray, "regions+1"], Float32[np.ndarray, "regions"]], ...] = ()
     windows: Float64[np.ndarray, "k 2"] | None = None
     way: Float32[np.ndarray, "points pixels"] | None = None
+    multiscale: tuple[tuple[str, list[int], Float32[np.ndarray, "windows pixels"]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,7 @@ def spectrum_figure(shown: Shown) -> Any:
     middle = _residual_panel(shown, source, axis)
     panels = [top, middle]
     panels += [_weight_panel(name, edges, weights, axis) for name, edges, weights in shown.explanations]
+    panels += [_scale_panel(name, widths, values, shown.grid, axis) for name, widths, values in shown.multiscale]
     return _column(panels, _wavelength(shown))
 
 
@@ -277,6 +282,34 @@ def _weight_panel(
     plot.line(np.repeat(edges, 2)[1:-1], np.repeat(weights, 2), color=_TEXT_COLOR, line_width=1)
     tips = [("segment", "@left{0.0} – @right{0.0} Å"), ("weight", "@weight{0.00000}")]
     plot.add_tools(HoverTool(renderers=[drawn], tooltips=tips, mode="vline"))
+    return plot
+
+
+def _scale_panel(
+    name: str, widths: list[int], values: Float32[np.ndarray, "windows pixels"], grid: WaveGrid, axis: Any
+) -> Any:
+    """Draw what each window size says, a row each; the strongest color is the largest |weight| of its own row."""
+    names = [f"{width} px" for width in widths]
+    plot = panel(30 + 17 * len(widths), "", name, x_range=axis, y_range=FactorRange(*names[::-1]))
+    for own, weights in zip(names, values, strict=True):
+        starts = np.flatnonzero(np.diff(weights, prepend=np.nan) != 0)
+        edges = grid.edges[np.append(starts, grid.pixels)].astype(np.float32)
+        shown, largest = weights[starts], float(np.abs(weights).max()) or 1.0
+        source = ColumnDataSource(
+            {
+                "left": edges[:-1],
+                "right": edges[1:],
+                "window": [own] * len(starts),
+                "weight": shown,
+                "color": _weight_colors(shown),
+                "alpha": (np.abs(shown) / largest).astype(np.float32),
+            }
+        )
+        drawn = plot.hbar(
+            "window", 0.86, "right", "left", source=source, color="color", fill_alpha="alpha", line_alpha=0
+        )
+        tips = [("window", "@window"), ("place", "@left{0.0} – @right{0.0} Å"), ("weight", "@weight{0.00000}")]
+        plot.add_tools(HoverTool(renderers=[drawn], tooltips=tips))
     return plot
 
 

@@ -135,10 +135,10 @@ def _explained(experiment: Experiment, scores: Sequence[Layer], listed: str) -> 
     return [settings, listed, [(layer.name, *_grown(layer)) for layer in scores]]
 
 
-def ascent_layer(experiment: Experiment, scores: Layer) -> str:
-    """Name of the layer of the ways up the density from the top lists of a score layer."""
+def ascent_layer(experiment: Experiment, scores: Layer, listed: str = "") -> str:
+    """Name of the layer of the ways up the density from the top lists of a score layer; arguments as above."""
     settings = experiment.explain.model_dump(mode="json", include={"scores", "ascent", "fraction", "limit"})
-    return f"ascent-{digest(settings, scores.name, *_grown(scores))}"
+    return f"ascent-{digest(settings, scores.name, listed, *_grown(scores))}"
 
 
 def _grown(scores: Layer) -> list[list[int]]:

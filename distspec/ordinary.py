@@ -1,6 +1,7 @@
 """Ordinary spectra of a store that others are compared with: drawn at random, of one class, or of one redshift."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final, Literal, Self
 
 import numpy as np
@@ -28,34 +29,52 @@ class Ordinary:
         rows: of the store.
         z: their redshifts.
         kind: their classes; empty texts where the store knows none.
+        rare: further spectra of classes of which there are too few candidates.
     """
 
     rows: Int64[np.ndarray, "n"]
     z: Float64[np.ndarray, "n"]
     kind: Shaped[np.ndarray, "n"]
+    rare: dict[str, Int64[np.ndarray, "m"]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, store: SpectraStore, odd: Int64[np.ndarray, "k"], seed: int) -> Self:
+    def of(cls, store: SpectraStore, odd: Int64[np.ndarray, "k"], seed: int, methods: Sequence[AnyMethod]) -> Self:
         """Draw candidates from places spread over the store; spectra set aside and odd ones are none.
+
+        Where a method asks for the class of the odd ones, classes that are too rare among candidates are looked for in
+        the whole store.
+
+        Arguments:
+            store: the spectra.
+            odd: rows of those that are explained.
+            seed: of the order.
+            methods: that compare with ordinary spectra, or do not; where none does there are no candidates.
 
         Raises:
             ConfigError: all usable spectra are odd.
         """
+        asking = [method for method in methods if isinstance(method, Imo | ExpectedGradients)]
+        if not asking:
+            nothing = np.zeros(0, np.int64)
+            return cls(nothing, nothing.astype(np.float64), nothing.astype(str))
         rng = np.random.default_rng([seed, store.rows])
         length = -(-_CANDIDATES // _RUNS)
         firsts = np.unique(np.linspace(0, max(0, store.rows - length), _RUNS).astype(np.int64))
         rows = np.unique((firsts[:, None] + np.arange(length)).ravel())
         rows = rows[rows < store.rows]
         usable = rows[store.column("status", rows) == 0]
-        ordinary = usable[~np.isin(usable, odd)]
-        if not len(ordinary):
+        # The order first: which spectra are explained hardly changes which ones they are compared with.
+        drawn = rng.permutation(usable)
+        chosen = drawn[~np.isin(drawn, odd)]
+        if not len(chosen):
             raise ConfigError(
                 "no ordinary spectrum is left to compare with: all usable ones are explained; lower explain.fraction"
             )
-        chosen = rng.permutation(ordinary)
-        there = "class" in store.column_names
-        kind = store.column("class", chosen) if there else np.full(len(chosen), "")
-        return cls(chosen, store.column("z", chosen).astype(np.float64), kind)
+        kind = _classes(store, chosen)
+        wanted = max((method.baselines for method in asking if method.like == "class"), default=0)
+        short = {str(one) for one in np.unique(_classes(store, odd)) if (kind == one).sum() < wanted}
+        rare = _rare(store, odd, short, wanted) if short else {}
+        return cls(chosen, store.column("z", chosen).astype(np.float64), kind, rare)
 
     def like(
         self, store: SpectraStore, rows: Int64[np.ndarray, "m"], count: int, way: Literal["any", "class", "redshift"]
@@ -71,9 +90,13 @@ class Ordinary:
             distance = np.abs(self.z - store.column("z", rows).astype(np.float64)[:, None])
             order = np.argsort(np.where(np.isnan(distance), np.inf, distance), axis=1, kind="stable")
         else:
-            kinds = store.column("class", rows) if "class" in store.column_names else np.full(len(rows), "")
-            order = np.argsort(self.kind != kinds[:, None], axis=1, kind="stable")
+            return [self._of_class(str(kind), count) for kind in _classes(store, rows)]
         return list(self.rows[order[:, :count]])
+
+    def _of_class(self, kind: str, count: int) -> Int64[np.ndarray, "count"]:
+        own = self.kind == kind
+        found = np.concatenate([self.rows[own], self.rare.get(kind, self.rows[:0]), self.rows[~own]])
+        return found[np.sort(np.unique(found, return_index=True)[1])][:count]
 
     def baselines(self, store: SpectraStore, rows: Int64[np.ndarray, "m"], method: AnyMethod) -> list[Spectra]:
         """Read what a method compares each of some rows with, each spectrum once; none where it asks for none."""
@@ -85,3 +108,27 @@ class Ordinary:
         distinct, place = np.unique(np.stack(chosen), return_inverse=True)
         read = store.take(distinct)
         return [read[one] for one in place.reshape(len(rows), -1)]
+
+
+def _classes(store: SpectraStore, rows: Int64[np.ndarray, "m"]) -> Shaped[np.ndarray, "m"]:
+    there = "class" in store.column_names
+    return store.column("class", rows).astype(str) if there else np.full(len(rows), "")
+
+
+def _rare(
+    store: SpectraStore, odd: Int64[np.ndarray, "k"], kinds: set[str], wanted: int
+) -> dict[str, Int64[np.ndarray, "m"]]:
+    """Look for usable spectra of some classes, shard by shard, until there are so many of each."""
+    found: dict[str, Int64[np.ndarray, "m"]] = {kind: np.zeros(0, np.int64) for kind in sorted(kinds)}
+    for shard in range(store.shards):
+        short = [kind for kind, rows in found.items() if len(rows) < wanted]
+        if not short:
+            break
+        rows = np.arange(*store.base.bounds(shard))
+        names = _classes(store, rows)
+        own = rows[np.isin(names, short)]
+        own = own[(store.column("status", own) == 0) & ~np.isin(own, odd)]
+        names = names[own - rows[0]]
+        for kind in short:
+            found[kind] = np.concatenate([found[kind], own[names == kind]])[:wanted]
+    return found

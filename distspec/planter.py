@@ -199,7 +199,7 @@ class Planter:
     def _asking(self, method: AnyMethod, explainer: Explainer, scores: Explainable) -> Pointer:
         """Point at the region of largest |weight|; what is told pixel by pixel is added up over windows."""
         segments = fold(np.zeros(len(np.unique(explainer.segment_of))), explainer.segment_of)[1]
-        ordinary = Ordinary.of(self._store, self._plan.hosts, self._experiment.seed)
+        ordinary = Ordinary.of(self._store, self._plan.hosts, self._experiment.seed, [method])
 
         def heaviest(spectra: Spectra) -> Int64[np.ndarray, "k n"]:
             near = ordinary.baselines(self._store, spectra.rows, method)

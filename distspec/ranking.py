@@ -91,13 +91,13 @@ def _floor(histogram: Histogram, size: int) -> float:
 
 
 def ranks(scores: Scores, name: str, values: Shaped[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
-    """Give the rank of each value among all scored spectra: 1 + the number of larger scores."""
+    """Give the rank of each value among all scored spectra: 1 + the number of larger scores; 0 of NaN."""
     larger = np.zeros(len(values), np.int64)
     for shard in range(scores.shards):
         known = scores.read(name, *scores.bounds(shard))
         known = np.sort(known[~np.isnan(known)])
         larger += len(known) - np.searchsorted(known, values, side="right")
-    return larger + 1
+    return np.where(np.isnan(values), 0, larger + 1)
 
 
 def overlap(tops: Mapping[str, TopK]) -> Float64[np.ndarray, "k k"]:

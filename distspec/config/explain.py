@@ -179,7 +179,8 @@ class Lime(Method):
     perturbation: AnyPerturbation = Scale()
     smoothing: Positive = 3.0
     """Standard deviation of the Gaussian that parts noise from shape, pixels."""
-    kernel_width: Positive = 0.25
+    kernel_width: Annotated[float, Field(ge=0.05)] = 0.25
+    """Of the weights by distance; below its bound hardly a mask but the first has any."""
     ridge: Annotated[float, Field(ge=0)] = 1.0
     settle: Annotated[Fraction | None, Off] = None
     """Take no more samples of a spectrum when the standard errors of its weights are below this part of the heaviest
@@ -211,7 +212,7 @@ class Imo(Method):
 
 
 class Gradient(Method):
-    """Absolute gradient of the score with respect to flux."""
+    """Gradient of the score with respect to flux: positive where more flux makes the spectrum odder."""
 
     kind: Literal["gradient"] = "gradient"
     name: Name = "gradient"
@@ -291,7 +292,8 @@ class Explain(Settings):
     """Tables [[explain.methods]], each with a `kind`: lime, imo, gradient, gradient_input, integrated_gradients,
     expected_gradients, ablation or occlusion."""
     ids: str | None = None
-    """Explain these spectra in the place of the top lists: a file with one id a line, or a table with a column `id`."""
+    """Explain these spectra in the place of the top lists: text with one id a line (.txt), or a table (CSV, FITS,
+    Parquet, VOTable) with a column `id`."""
     ascent: Annotated[Ascent | None, Off] = Ascent()
     """Where the model has a density: follow the top list of the score `density`, and of the other `scores`."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.01

@@ -81,8 +81,12 @@ class GradientExplainer:
     def _local(self, function: Callable[..., Tensor], flux: Tensor, others: tuple[Any, ...]) -> Tensor:
         from captum.attr import InputXGradient, Saliency
 
-        method = Saliency(function) if isinstance(self.settings, Gradient) else InputXGradient(function)
-        found: Tensor = method.attribute(flux.detach().clone().requires_grad_(), additional_forward_args=others)
+        start = flux.detach().clone().requires_grad_()
+        if isinstance(self.settings, Gradient):
+            # Signed: whether more flux raises or lowers the score is half of what a gradient tells.
+            found: Tensor = Saliency(function).attribute(start, abs=False, additional_forward_args=others)
+        else:
+            found = InputXGradient(function).attribute(start, additional_forward_args=others)
         return found
 
     def _along(

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from distspec.config import Lime
+from distspec.errors import ConfigError
 from distspec.explainers import Explanation, Fields, Scores
 from distspec.explainers.perturbations import perturb
 from distspec.explainers.segments import common_segments, segments_of
@@ -63,6 +64,9 @@ class Surrogate:
         seed: of the masks (numpy's legacy generator, as in the `lime` package).
         kernel_width: κ.
         ridge: α.
+
+    Raises:
+        ConfigError: without a ridge, so few masks leave the coefficients open.
     """
 
     def __init__(self, segments: int, samples: int, seed: int, kernel_width: float, ridge: float) -> None:
@@ -76,6 +80,11 @@ class Surrogate:
         centered = masks - self._mean
         weighted = centered.T * self.kernel
         system = weighted @ centered + ridge * np.eye(segments)
+        if ridge == 0 and np.linalg.matrix_rank(system, hermitian=True) < segments:
+            raise ConfigError(
+                f"LIME cannot tell {segments} segments apart by {samples} samples; "
+                "raise samples or ridge in explain.methods"
+            )
         self.operator: Float64[np.ndarray, "segments samples"] = np.linalg.solve(system, weighted)
         self._squares = self.operator**2
         self._ones = masks.T.astype(np.float64)
@@ -159,7 +168,8 @@ class LimeExplainer:
         floor = null.std(axis=0, ddof=1) * self._surrogate(segments, taken).length
         told = {"weights": fit.coefficients, "error": fit.error}
         if self._common is None:
-            told = {name: values[:, own] for name, values in told.items()}
+            # Told pixel by pixel: those of a segment share its weight, so that they add up to it.
+            told = {name: (values / np.bincount(own))[:, own] for name, values in told.items()}
         told |= {"intercept": fit.intercept, "r2": fit.r2, "prediction": fit.prediction, "floor": floor}
         return {**told, "samples": np.array(taken)}
 

@@ -32,13 +32,18 @@ def combine(
 ) -> Float64[np.ndarray, "..."]:
     """Average window sizes, each weighted by 1 / σ^power of its spread σ over baselines, pixel by pixel.
 
+    A window that changes the score of no baseline, as where a score has steps, has σ = 0 and would outweigh all others
+    by its silence; it is left out.
+
     References:
         Shen & Melchior (IMO), eq. 3 (power 2); its public code has 1.
     """
     largest = spread.max(initial=0.0)
     # Where all baselines agree, σ is 0; a floor far below all other spreads keeps the weight finite.
     weight = 1.0 / (spread + (_SMALL * largest if largest > 0 else 1.0)) ** power
-    return np.asarray((mean * weight).sum(axis=0) / weight.sum(axis=0))
+    weight[(mean == 0) & (spread == 0)] = 0.0
+    total = weight.sum(axis=0)
+    return np.asarray(np.divide((mean * weight).sum(axis=0), total, out=np.zeros_like(total), where=total > 0))
 
 
 class ImoExplainer:
@@ -157,14 +162,15 @@ def _sliding(pixels: int, window: int, stride: int) -> Int64[np.ndarray, "k pixe
 
     The last windows are shorter, so that every pixel is in as many as there are.
     """
-    starts = np.arange(0, max(1, pixels - window + stride), stride)
+    window = min(window, pixels)
+    starts = np.arange(0, pixels - window + stride, stride)
     starts = starts[starts < pixels]
-    ways = -(-window // stride)
+    ways = min(-(-window // stride), len(starts))
     cuts = np.full((ways, pixels), -1, np.int64)
     for way in range(ways):
         own = starts[way::ways]
         pixel = np.arange(pixels)
         number = np.searchsorted(own, pixel, side="right") - 1
-        inside = (number >= 0) & (pixel < own[np.maximum(number, 0)] + window) if len(own) else np.zeros(pixels, bool)
+        inside = (number >= 0) & (pixel < own[np.maximum(number, 0)] + window)
         cuts[way, inside] = (number * ways + way)[inside]
     return cuts

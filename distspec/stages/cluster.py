@@ -225,7 +225,8 @@ def _clustered(
     }
     facts["clusters"] = _each(store, listing, found, facts["properties"], columns, ids, settings)
     if lines is not None and "z" in columns:
-        _tell_lines(facts["clusters"], store, listing, found, columns["z"].astype(np.float64), lines)
+        size = np.abs(normalized(listing.weights, settings.normalize, signed=True))
+        _tell_lines(facts["clusters"], store, listing, found, columns["z"].astype(np.float64), size, lines)
     facts["concentrations"] = concentrations(experiment, store, listing.rows, found.labels, facts["clusters"])
     facts["truth"] = planted(store, listing.rows, found.labels)
     return facts, _members_csv(listing, found, columns, ids)
@@ -290,14 +291,16 @@ def _tell_lines(
     listing: _Listing,
     found: Clusters,
     z: Float64[np.ndarray, "n"],
+    size: Float64[np.ndarray, "n regions"],
     lines: Layer,
 ) -> None:
     """Say in words what lines the members of each cluster have, and count their classes by line ratios."""
     diagnosed = Diagnosed(store, lines)
     region = np.searchsorted(listing.edges[1:-1], store.grid.wave, side="right")
+    pixels = np.maximum(np.bincount(region, minlength=size.shape[1]), 1)
     for one in clusters:
         members = np.flatnonzero(found.labels == one["label"])
-        weights = np.abs(listing.weights[members]).mean(axis=0)[region]
+        weights = (size[members].mean(axis=0) / pixels)[region]
         told = diagnosed.cluster(listing.rows[members], weights, z[members], listing.heaviest[members])
         one["text"], one["bpt"] = told.text, diagnosed.classes(listing.rows[members])
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from distspec.chosen import Chosen, by_ids, name_of, top_lists, top_rows
-from distspec.config import AnyMethod, Ascent, Experiment, Explain
+from distspec.config import AnyMethod, Ascent, Experiment, Imo
 from distspec.detectors.model import DENSITY
 from distspec.errors import ConfigError
 from distspec.explainers.build import build_explainer
@@ -57,7 +57,8 @@ def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint,
     Returns:
         For each method the layer with fields `row`, `rank` [scores] (place in the list of each score, -1 outside it),
         `weights` [scores, regions], `reason` (why the method failed, and its numbers are NaN) and what else the method
-        tells; its attribute `segment_of` gives each pixel's region, `names` those of the scores.
+        tells; its attribute `segment_of` gives each pixel's region, `names` those of the scores, `windows` the
+        widths of the windows of Inverse Multiscale Occlusion.
 
     Raises:
         ConfigError: nothing has a score, a score is not there, or no id is known.
@@ -73,9 +74,9 @@ def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint,
     done = {name: store.layer(layer) for name, layer in names.items() if layer in there}
     missing = [one for one in settings.methods if one.name not in done or done[one.name].pending()]
     if missing:
-        # Layers of one list of spectra; it is read from the first that is there.
         chosen = _chosen(experiment, store, scores)
-        ordinary = Ordinary.of(store, chosen.rows, experiment.seed)
+        # Of all methods, so that one that is done later has the same.
+        ordinary = Ordinary.of(store, chosen.rows, experiment.seed, settings.methods)
         for method in missing:
             done[method.name] = _explain_by(experiment, store, checkpoint, scores, method, chosen, ordinary)
     return {name: done[name] for name in names}
@@ -124,6 +125,7 @@ def _explain_by(
             "method": method.name,
             "kind": method.kind,
             "segment_of": explainer.segment_of.tolist(),
+            "windows": list(method.windows) if isinstance(method, Imo) else [],
             "names": names,
             "scores": " ".join(layers),
             "model": checkpoint.sha256,
@@ -220,7 +222,7 @@ def _lines_name(experiment: Experiment, scores: Scores) -> str:
 
 
 def follow(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer) -> Layer | None:
-    """Follow the gradient of log p from the latents of the top lists, or finish doing so.
+    """Follow the gradient of log p from the latents of the top lists, or of a list of ids, or finish doing so.
 
     References:
         Böhm, Kim & Juneau (PAE), §4: sensitivity analysis.
@@ -237,7 +239,7 @@ def follow(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, 
     settings, density = experiment.explain.ascent, checkpoint.density
     if settings is None or density is None:
         return None
-    rows = _rows_to_follow(scores, experiment.explain, settings)
+    rows = _rows_to_follow(experiment, store, scores, settings)
     along, pixels = settings.steps + 1, store.grid.pixels
     fields: Fields = {"row": ("i8", ()), "taken": ("i8", ()), "growth": ("f4", (pixels,))}
     fields |= dict.fromkeys(("log_prob", "arc"), ("f4", (along,)))
@@ -245,7 +247,7 @@ def follow(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, 
     if len(density.names) > 1:
         fields |= {"class": ("i8", (2,)), "class_probability": ("f4", (2,))}
     attributes = {"scores": scores.name, "model": checkpoint.sha256, "classes": list(density.names)}
-    name = ascent_layer(experiment, scores)
+    name = ascent_layer(experiment, scores, name_of(experiment.explain.ids))
     layer = store.create_layer(name, fields, attributes, rows=len(rows), shard_rows=_SPECTRA)
 
     def summary() -> dict[str, float]:
@@ -263,15 +265,21 @@ def follow(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, 
 
 def ascents_of(experiment: Experiment, store: SpectraStore, scores: Layer) -> Layer | None:
     """Open the layer of the ways, if there is one."""
-    name = ascent_layer(experiment, scores)
+    name = ascent_layer(experiment, scores, name_of(experiment.explain.ids))
     wanted = experiment.explain.ascent is not None and DENSITY in scores.fields
     return store.layer(name) if wanted and name in store.layers() else None
 
 
-def _rows_to_follow(scores: Layer, settings: Explain, ascent: Ascent) -> Int64[np.ndarray, "k"]:
-    """Join the top lists, that of the density first; a row that is in several is followed once."""
+def _rows_to_follow(
+    experiment: Experiment, store: SpectraStore, scores: Layer, ascent: Ascent
+) -> Int64[np.ndarray, "k"]:
+    """Join the top lists, that of the density first; a row that is in several is followed once. A list of ids is
+    followed in the place of them.
+    """
+    settings, table = experiment.explain, Scores([scores])
+    if settings.ids is not None:
+        return by_ids(store, table, (DENSITY,), settings.ids).rows[: ascent.limit]
     names = dict.fromkeys((DENSITY, *(name for name in settings.scores if name in scores.fields)))
-    table = Scores([scores])
     rows = np.concatenate([top_rows(table, name, settings.fraction, settings.limit)[: ascent.limit] for name in names])
     return np.asarray(rows[np.sort(np.unique(rows, return_index=True)[1])])
 

@@ -8,6 +8,7 @@ import csv
 import io
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -102,8 +103,11 @@ def report(
     histograms = distributions(table)
     explained, ways = Explained(store, explanations, chosen), Ways(ascents)
     size = max(experiment.report.table, experiment.report.spectra, explained.longest)
-    top = top_list(table, chosen, min(size, census.scored), histograms[chosen])
-    rows = _ranked(store, table, top.rows, explained, ways)
+    top = top_list(table, chosen, min(size, census.scored), histograms[chosen]).rows
+    if experiment.explain.ids is not None and len(explained.rows):
+        # Who names spectra wants to see these.
+        top = explained.rows[np.argsort(-table.take(chosen, explained.rows), kind="stable")]
+    rows = _ranked(store, table, chosen, top, explained, ways)
     cards = rows[: experiment.report.spectra]
     shown = _shown(experiment, store, checkpoint, [row["row"] for row in cards], explained, ways)
     distribution, figures = _distribution(table, histograms, census.scored)
@@ -112,10 +116,10 @@ def report(
     diagnosed = None if lines is None else Diagnosed(store, lines)
     _tell_lines(store, diagnosed, rows[: max(experiment.report.table, len(cards))])
     for card, item in zip(cards, shown, strict=True):
-        figures[f"spectrum-{card['rank']}"] = spectrum_figure(item)
+        figures[f"spectrum-{card['row']}"] = spectrum_figure(item)
         if item.way is not None:
             card |= _against_noise(item, item.way)
-            figures[f"way-{card['rank']}"] = way_figure(item)
+            figures[f"way-{card['row']}"] = way_figure(item)
     if compared is not None:
         figures |= _compared.figures(compared)
     if evaluated is not None:
@@ -140,6 +144,7 @@ def report(
         cards=cards,
         rows=rows[: experiment.report.table],
         ranked=len(rows),
+        list_file=experiment.explain.ids,
         names=table.names,
         chosen=chosen,
         phases=trained,
@@ -167,26 +172,28 @@ def _require_fit(chosen: str, store: SpectraStore, checkpoint: Checkpoint, score
 
 
 def _ranked(
-    store: SpectraStore, scores: Scores, rows: Int64[np.ndarray, "m"], explained: Explained, ways: Ways
+    store: SpectraStore, scores: Scores, chosen: str, rows: Int64[np.ndarray, "m"], explained: Explained, ways: Ways
 ) -> list[dict[str, Any]]:
-    """Describe the top rows, best first."""
+    """Describe some rows; of equal scores those that come first have the smaller rank."""
     columns = {name: store.column(name, rows).tolist() for name in _COLUMNS}
     planted = store.column("anomaly", rows).tolist() if has_truth(store) else [None] * len(rows)
     values = {name: scores.take(name, rows) for name in scores.names}
     standing = {name: ranks(scores, name, taken) for name, taken in values.items()}
     likeliest, regions = _likeliest(scores.layers[0], rows), _deciding(scores, rows)
+    earlier: Counter[int] = Counter()
     described = []
     for index, row in enumerate(rows.tolist()):
         entry: dict[str, Any] = {name: columns[name][index] for name in _COLUMNS}
         # As text from here on: neither a browser nor a spreadsheet keeps the digits of a large number.
         entry["id"] = str(entry["id"])
         entry |= {
-            "rank": index + 1,
+            "rank": int(standing[chosen][index]) + earlier[int(standing[chosen][index])],
             "row": row,
             "planted": planted[index],
             "explanations": explained.all(row),
             "diagnosis": None,
         }
+        earlier[int(standing[chosen][index])] += 1
         way = ways.find(row)
         redshift = None if store.frame == "rest" else entry["z"]
         found = [] if way is None else changes(way.growth, store.grid, redshift)
@@ -265,6 +272,7 @@ def _shown(
                 tuple((one.method.replace("_", " "), one.edges, one.weights) for one in explained.all(row)),
                 None if windows is None else windows[index],
                 ways.decoded(row),
+                tuple((name.replace("_", " "), widths, values) for name, widths, values in explained.windows(row)),
             )
         )
     return found

@@ -28,7 +28,7 @@ from distspec.sample import Statistics
 from distspec.spectra import Columns, Spectra, WaveGrid
 from distspec.store.chunks import use_threads
 from distspec.store.inventory import Inventory, read_inventory, write_inventory
-from distspec.store.layer import SCHEMA, Fields, Layer, create_layer, field_of, open_layer
+from distspec.store.layer import SCHEMA, Fields, Layer, create_layer, field_of, group_of, open_layer
 from distspec.store.places import clear, has, names_in, open_place, place_of
 
 __all__ = ["SCHEMA", "Fields", "Inventory", "Layer", "SpectraStore", "field_of", "limit_threads"]
@@ -380,8 +380,9 @@ class SpectraStore:
         parts = list(self.base.parts) if rows is None else [rows]
         shard_rows = self.base.shard_rows if shard_rows is None else shard_rows
         layers = self._layers
-        if name in layers and "distspec" in layers[name].attrs:
-            layer = Layer(layers[name], name)
+        group = group_of(layers, name) if has(self._root.store, f"{layers.path}/{name}/zarr.json") else None
+        if group is not None and "distspec" in group.attrs:
+            layer = Layer(group, name)
             if (
                 layer.fields != fields
                 or layer.shard_rows != shard_rows
@@ -403,7 +404,7 @@ class SpectraStore:
         Raises:
             StoreNotFoundError: there is none of this name.
         """
-        if name not in self._layers:
+        if not has(self._root.store, f"{self._layers.path}/{name}/zarr.json"):
             raise StoreNotFoundError(f"{place_of(self._root)} has no layer {name!r}; run its stage first")
         return open_layer(self._layers, name)
 

@@ -20,7 +20,7 @@ from distspec.errors import LayoutError, PartialShardError, StoreError, StoreNot
 from distspec.store.chunks import ShardFiles, shard_files
 from distspec.store.places import place_of
 
-__all__ = ["SCHEMA", "Fields", "Layer", "create_layer", "field_of", "open_layer"]
+__all__ = ["SCHEMA", "Fields", "Layer", "create_layer", "field_of", "group_of", "open_layer"]
 
 SCHEMA = 2
 """Number of the layout that `distspec.store` describes; another one is refused."""
@@ -315,13 +315,24 @@ def open_layer(parent: zarr.Group, name: str) -> Layer:
         StoreNotFoundError: it is not finished.
         LayoutError: its metadata are damaged or of another schema.
     """
+    return Layer(group_of(parent, name), name)
+
+
+def group_of(parent: zarr.Group, name: str) -> zarr.Group:
+    """Open the group of a layer, finished or not.
+
+    Raises:
+        LayoutError: its metadata are missing or damaged.
+    """
     try:
-        group = parent[name]
+        return parent[name]
     except Exception as error:  # whatever zarr makes of damaged JSON
+        # What is in the folder of results can be made again by itself.
+        result = parent.basename == "layers"
+        advice = "remove it and run its stage again" if result else "make the store again"
         raise LayoutError(
-            f"the metadata of {place_of(parent)}/{name} are missing or damaged ({error!r}); make the store again"
+            f"the metadata of {place_of(parent)}/{name} are missing or damaged ({error!r}); {advice}"
         ) from error
-    return Layer(group, name)
 
 
 def create_layer(

@@ -32,7 +32,7 @@ def test_of_a_linear_score_every_weight_is_known(spectra: Spectra, rng: np.rando
     scores._reconstruct = lambda s: np.full_like(s.flux, 0.5)
     found = GradientExplainer(settings, some.grid).explain(scores, some, near(spectra, 4))
     expected = {
-        "gradient-": np.abs(slopes) * np.ones_like(some.flux),
+        "gradient-": slopes * np.ones_like(some.flux),
         "gradient_input-": slopes * some.flux,
         "integrated_gradients-zero": slopes * some.flux,
         "integrated_gradients-reconstruction": slopes * (some.flux - 0.5),

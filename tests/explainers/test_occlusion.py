@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distspec.config import Ablation, Imo, Occlusion
-from distspec.explainers.occlusion import AblationExplainer, ImoExplainer, chunks, combine
+from distspec.explainers.occlusion import AblationExplainer, ImoExplainer, _sliding, chunks, combine
 from distspec.models.checkpoint import Checkpoint
 from distspec.spectra import Spectra, WaveGrid
 from tests.explainers.asked import Asked, all_good, linear, of_model
@@ -107,6 +107,15 @@ def test_combination_is_the_weighted_mean() -> None:
     # Where all baselines agree there is no spread, and the size that is sure decides.
     np.testing.assert_allclose(combine(mean, np.array([[0.0, 0.0], [1.0, 1.0]]), 2), [1.0, 2.0], rtol=1e-4)
     np.testing.assert_allclose(combine(mean, np.zeros((2, 2)), 2), [2.0, 5.0])
+    # A size that no baseline answers to, as where a score has steps, says nothing; nor do all of them together.
+    silent = np.array([[0.0, 0.0], [3.0, 0.0]]), np.array([[0.0, 0.0], [2.0, 0.0]])
+    np.testing.assert_allclose(combine(*silent, 2), [3.0, 0.0])
+
+
+def test_sliding_windows_wider_than_the_spectrum_are_the_spectrum() -> None:
+    np.testing.assert_array_equal(_sliding(5, 9, 1), np.zeros((1, 5)))
+    # Of windows of 4 every 2 pixels, those that overlap lie in different ways.
+    np.testing.assert_array_equal(_sliding(7, 4, 2), [[0, 0, 0, 0, 2, 2, 2], [-1, -1, 1, 1, 1, 1, -1]])
 
 
 def test_a_spectrum_that_is_its_own_baseline_is_not_odd(spectra: Spectra) -> None:

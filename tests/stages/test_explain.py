@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from distspec.config import Experiment
 from distspec.detectors.explainable import Explainable
 from distspec.detectors.model import ModelScores
-from distspec.errors import DistspecError, ShardError
+from distspec.errors import DistspecError, DistspecWarning, LayoutError, ShardError
 from distspec.explained import Explained
 from distspec.explainers.ascent import Path as Way
 from distspec.explainers.ascent import ascend, growth
@@ -129,15 +129,16 @@ def test_a_list_of_ids_is_explained_in_the_place_of_top_lists(
     ids = store.column("id", usable).astype(str).tolist()
     (tmp_path / "ids.txt").write_text("\n".join([*ids, "", "12345"]))
     (tmp_path / "selection.csv").write_text("name,id\n" + "".join(f"x,{one}\n" for one in ids))
-    layers = [
-        explained_with(copied, ids=str(tmp_path / name))["lime"] for name in ("ids.txt", "selection.csv", "ids.txt")
-    ]
+    (tmp_path / "marked.txt").write_text("\n".join(ids), encoding="utf-8-sig")
+    with pytest.warns(DistspecWarning, match=r"of 4 ids in .*ids.txt 1 are not in the store"):
+        layers = [explained_with(copied, ids=str(tmp_path / "ids.txt"))["lime"]]
+    layers += [explained_with(copied, ids=str(tmp_path / name))["lime"] for name in ("selection.csv", "marked.txt")]
     values = made.scores.take("mse", usable)
     for layer in layers:
         assert layer.read("row").tolist() == usable[np.argsort(-values)].tolist()
         assert layer.read("rank")[:, 0].tolist() == [0, 1, 2]
         assert sorted(layer.read("rank")[:, 1]) == [0, 1, 2]
-    assert layers[0].name == layers[2].name
+    assert layers[1].name == layers[2].name
     # Another content of the same file is another list.
     (tmp_path / "ids.txt").write_text(ids[0])
     assert explained_with(copied, ids=str(tmp_path / "ids.txt"))["lime"].rows == 1
@@ -167,7 +168,7 @@ def test_a_spectrum_that_fails_takes_no_other_with_it(
     copied: tuple[Experiment, Products, SpectraStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, made, store = copied
-    usable = np.flatnonzero(store.column("status") == 0)[:3]
+    usable = np.flatnonzero(store.column("status") == 0)[:5]
     poison = int(usable[1])
 
     class Failing(LimeExplainer):
@@ -193,6 +194,13 @@ def test_a_spectrum_that_fails_takes_no_other_with_it(
     explained = Explained(store, {"lime": layer}, "mse")
     assert explained.find(poison) is None
     assert explained.find(int(usable[0])) is not None
+
+
+def test_a_damaged_layer_is_named(copied: tuple[Experiment, Products, SpectraStore]) -> None:
+    layer = explained_with(copied, methods=[{"kind": "gradient"}], fraction=0.01)["gradient"]
+    (Path(copied[2].path) / "layers" / layer.name / "zarr.json").write_text("{")
+    with pytest.raises(LayoutError, match=rf"{layer.name} are missing or damaged .* remove it and run its stage again"):
+        explained_with(copied, methods=[{"kind": "gradient"}], fraction=0.01)
 
 
 def test_a_gradient_of_a_classical_score_is_refused_beforehand() -> None:

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -352,9 +353,10 @@ def test_the_command_names_what_it_wrote(done: tuple[Experiment, Products], tmp_
 
 def test_the_experiments_own_scores_are_exported(done: tuple[Experiment, Products], tmp_path: Path) -> None:
     experiment, made = done
-    settings = experiment.model_copy(
-        update={"export": experiment.export.model_copy(update={"to": str(tmp_path / "x")})}
-    )
+    # In a place of its own, since a run leaves its settings there.
+    shutil.copytree(experiment.output, tmp_path / "out")
+    to = experiment.export.model_copy(update={"to": str(tmp_path / "x")})
+    settings = experiment.model_copy(update={"output": str(tmp_path / "out"), "export": to})
     exported = run(settings, "export").exported
     assert exported is not None
     table = pq.read_table(exported.path)

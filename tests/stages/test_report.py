@@ -163,7 +163,7 @@ def _explain(experiment: Experiment, store: SpectraStore, scores: Layer, model_a
         rows=count,
         shard_rows=5,
     )
-    ordinary = Ordinary.of(store, rows, experiment.seed)
+    ordinary = Ordinary.of(store, rows, experiment.seed, (method,))
     worker = ExplainWorker(store.path, model_at, layer.name, method, ordinary, experiment)
     for shard in range(layer.shards):
         part = slice(*layer.bounds(shard))
@@ -342,6 +342,22 @@ def test_another_score_falls_back_on_the_explanation_there_is(made: Made, tmp_pa
     assert "Top anomalies by chi2" in page
 
 
+def test_a_list_of_spectra_is_shown_in_the_place_of_the_top(made: Made, tmp_path: Path) -> None:
+    experiment, store, checkpoint, scores, explanations = made
+    layer = explanations["lime"]
+    listed = store.create_layer("explain-lime-list", layer.fields, layer.attributes, rows=2, shard_rows=2)
+    fields = {name: layer.read(name)[[5, 2]] for name in layer.fields}
+    listed.write(0, fields)
+    changes = {"ids": "mine.txt", "ascent": None}
+    settings = experiment.explain.model_copy(update=changes)
+    moved = experiment.model_copy(update={"output": str(tmp_path), "explain": settings})
+    page = report(moved, store, checkpoint, scores, {"lime": listed}).read_text("utf-8")
+    assert "Spectra of a list, by mse" in page
+    assert re.findall(r'<span class="rank">#(\d+)</span>', page) == ["3", "6"]
+    with open(table_path(moved), encoding="utf-8", newline="") as stream:
+        assert [int(line["row"]) for line in csv.DictReader(stream)] == fields["row"][::-1].tolist()
+
+
 def test_an_unknown_score_is_refused_by_name(made: Made) -> None:
     experiment = made[0]
     wrong = experiment.model_copy(update={"report": experiment.report.model_copy(update={"score": "entropy"})})
@@ -422,6 +438,9 @@ def test_a_card_tells_its_way_to_higher_probability(whole: tuple[Experiment, Pro
     for section in ("compare", "bias", "errors", "evaluation"):
         assert f'id="{section}"' in page
     assert told.count("The score pca is decided by") == len(best)
+    # What each window size of Inverse Multiscale Occlusion says has a panel.
+    assert page.count('"64 px","16 px","1 px"') == len(best)
+    assert told.count("combined by the other power of the scatter over baselines") == len(best)
     assert ("where it was cut off" in told) == any(ways.find(row).unfinished for row in best.tolist())
 
 
