@@ -94,7 +94,7 @@ def by_ids(store: SpectraStore, scores: Scores, names: Sequence[str], path: str)
     known = len(np.unique(ids))
     unknown, unscored = len(wanted) - known, known - len(np.unique(ids[scored]))
     if unknown or unscored:
-        told = [f"{unknown} are not in the store"] * (unknown > 0) + [f"{unscored} have no score"] * (unscored > 0)
+        told = [f"{unknown} not in the store"] * (unknown > 0) + [f"{unscored} without a score"] * (unscored > 0)
         warnings.warn(
             f"explain.ids: of {len(wanted)} ids in {path} {' and '.join(told)}", DistspecWarning, stacklevel=2
         )

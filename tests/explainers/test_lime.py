@@ -49,6 +49,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def lime_of(spectra: Spectra, segments: int = 20, seed: int = 0, **settings: Any) -> LimeExplainer:
+    settings = {"perturbation": Scale()} | settings
     return LimeExplainer(Lime(segments=Uniform(count=segments), **settings), spectra.grid, seed)
 
 

@@ -130,7 +130,7 @@ def test_a_list_of_ids_is_explained_in_the_place_of_top_lists(
     (tmp_path / "ids.txt").write_text("\n".join([*ids, "", "12345"]))
     (tmp_path / "selection.csv").write_text("name,id\n" + "".join(f"x,{one}\n" for one in ids))
     (tmp_path / "marked.txt").write_text("\n".join(ids), encoding="utf-8-sig")
-    with pytest.warns(DistspecWarning, match=r"of 4 ids in .*ids.txt 1 are not in the store"):
+    with pytest.warns(DistspecWarning, match=r"of 4 ids in .*ids.txt 1 not in the store"):
         layers = [explained_with(copied, ids=str(tmp_path / "ids.txt"))["lime"]]
     layers += [explained_with(copied, ids=str(tmp_path / name))["lime"] for name in ("selection.csv", "marked.txt")]
     values = made.scores.take("mse", usable)
