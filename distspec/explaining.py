@@ -1,5 +1,6 @@
 """Work of `distspec explain`: spectra explained by a method, ways to higher probability, lines; it lives in workers."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Final
 
@@ -12,10 +13,9 @@ from distspec.chosen import Chosen
 from distspec.config import AnyMethod, Experiment
 from distspec.detectors import ClassicalDetector
 from distspec.detectors.explainable import Explainable
-from distspec.detectors.fitted import load_detector
 from distspec.detectors.model import ModelScores
 from distspec.errors import CheckpointError, DistspecError
-from distspec.explainers import Explanation
+from distspec.explainers import Explainer, Explanation
 from distspec.explainers.ascent import ascend, growth
 from distspec.explainers.build import build_explainer
 from distspec.layout import detector_folder
@@ -33,32 +33,35 @@ _CHANCE: Final = 4
 
 
 class ExplainWorker:
-    """Explains a few spectra at a time by one method; lives in a worker."""
+    """Explains a few spectra at a time, by the method of the layer that is asked for; lives in a worker."""
 
     def __init__(
-        self, store: str, folder: str, layer: str, method: AnyMethod, ordinary: Ordinary, experiment: Experiment
+        self, store: str, folder: str, methods: Mapping[str, AnyMethod], ordinary: Ordinary, experiment: Experiment
     ) -> None:
         self._store = SpectraStore.open(store, write=True)
-        self._layer = self._store.layer(layer)
         self._scores = explainable(experiment, self._store, folder)
-        self._method, self._ordinary = method, ordinary
+        self._methods, self._ordinary = methods, ordinary
         rest = self._store.frame == "rest"
-        self._explainer = build_explainer(method, self._store.grid, experiment.seed, rest=rest)
+        self._explainers = {
+            layer: build_explainer(method, self._store.grid, experiment.seed, rest=rest)
+            for layer, method in methods.items()
+        }
 
-    def __call__(self, item: tuple[int, Chosen]) -> int:
-        shard, chosen = item
+    def __call__(self, item: tuple[str, int, Chosen]) -> int:
+        layer, shard, chosen = item
+        explainer = self._explainers[layer]
         spectra = self._store.take(chosen.rows)
-        near = self._ordinary.baselines(self._store, chosen.rows, self._method)
+        near = self._ordinary.baselines(self._store, chosen.rows, self._methods[layer])
         reasons = [""] * len(spectra)
         try:
-            parts = [self._explainer.explain(self._scores, spectra, near)]
+            parts = [explainer.explain(self._scores, spectra, near)]
         except DistspecError:
             raise
         except Exception:
             # One spectrum must not take the others with it: each is tried by itself, and failures are recorded.
             parts = []
             for index in range(len(spectra)):
-                part, reasons[index] = self._alone(spectra[[index]], near[index : index + 1])
+                part, reasons[index] = self._alone(explainer, spectra[[index]], near[index : index + 1])
                 parts.append(part)
             if len(spectra) > _CHANCE and all(reasons):
                 # What fails on every one of so many is no fault of theirs.
@@ -72,22 +75,22 @@ class ExplainWorker:
         told["reason"] = np.array(
             [reason or ("a weight is not finite" if bad else "") for reason, bad in zip(reasons, lost, strict=True)]
         )
-        self._layer.write(shard, told | fields)
+        self._store.layer(layer).write(shard, told | fields)
         return shard
 
-    def _alone(self, spectrum: Spectra, near: list[Spectra]) -> tuple[Explanation, str]:
+    def _alone(self, explainer: Explainer, spectrum: Spectra, near: list[Spectra]) -> tuple[Explanation, str]:
         """Explain one spectrum; where that fails, give nothing in the same shape, and why."""
         try:
-            return self._explainer.explain(self._scores, spectrum, near), ""
+            return explainer.explain(self._scores, spectrum, near), ""
         except DistspecError:
             raise
         except Exception as error:
-            fields = self._explainer.fields(len(self._scores.names))
+            fields = explainer.fields(len(self._scores.names))
             kept = {
                 key: np.full((1, *shape), np.nan if dtype == "f4" else 0, dtype)
                 for key, (dtype, shape) in fields.items()
             }
-            nothing = Explanation(spectrum.rows, kept.pop("weights"), self._explainer.segment_of, kept)
+            nothing = Explanation(spectrum.rows, kept.pop("weights"), explainer.segment_of, kept)
             return nothing, f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
@@ -105,6 +108,9 @@ def explainable(experiment: Experiment, store: SpectraStore, folder: str) -> Exp
         # A detector may give a second score, named after the first.
         own = {one.name, f"{one.name}_mixture"} & set(names)
         if own:
+            # Imported here: scikit-learn takes a second, in every worker, and scores of a model do without.
+            from distspec.detectors.fitted import load_detector
+
             detectors |= dict.fromkeys(own, load_detector(detector_folder(experiment, one, store.digest))[0])
     return Explainable(names, model, detectors)
 
@@ -132,8 +138,8 @@ class AscentWorker:
         self._settings = experiment.explain.ascent
         self._covariance = torch.from_numpy(covariance)
 
-    def __call__(self, item: tuple[int, Chosen]) -> int:
-        shard, rows = item[0], item[1].rows
+    def __call__(self, item: tuple[str, int, Chosen]) -> int:
+        shard, rows = item[1], item[2].rows
         # Those that were scored; in float64, so that no gain is lost in rounding.
         start = torch.from_numpy(self._scored.take("latents", rows)).double().to(self._device)
         settings = self._settings
@@ -170,8 +176,8 @@ class LineWorker:
         self._store = SpectraStore.open(store, write=True)
         self._layer = self._store.layer(layer)
 
-    def __call__(self, item: tuple[int, Chosen]) -> int:
-        shard, rows = item[0], item[1].rows
+    def __call__(self, item: tuple[str, int, Chosen]) -> int:
+        shard, rows = item[1], item[2].rows
         # As they were observed: what statistics of the sample filled in is no measurement. What the preparation patched
         # spectrum by spectrum, such as sky lines, is part of the store and counts as data here.
         spectra = self._store.take(rows, frozen=False)

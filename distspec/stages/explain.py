@@ -5,7 +5,8 @@ each layer has its own leading axis; the field `row` leads back to the store. A 
 once, since one pass makes them all. A few spectra are one unit of work.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any, Final
 
@@ -77,8 +78,11 @@ def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint,
         chosen = _chosen(experiment, store, scores)
         # Of all methods, so that one that is done later has the same.
         ordinary = Ordinary.of(store, chosen.rows, experiment.seed, settings.methods)
-        for method in missing:
-            done[method.name] = _explain_by(experiment, store, checkpoint, scores, method, chosen, ordinary)
+        made = {one.name: _layer_of(experiment, store, checkpoint, scores, one, len(chosen.rows)) for one in missing}
+        methods = {layer.name: one for one, layer in zip(missing, made.values(), strict=True)}
+        arguments = (store.path, checkpoint.folder, methods, ordinary, experiment)
+        _finish(experiment, store, list(made.values()), chosen, ExplainWorker, arguments, _told)
+        done |= made
     return {name: done[name] for name in names}
 
 
@@ -104,71 +108,76 @@ def _chosen(experiment: Experiment, store: SpectraStore, scores: Scores) -> Chos
     return top_lists(scores, settings.scores, settings.fraction, settings.limit)
 
 
-def _explain_by(
+def _layer_of(
     experiment: Experiment,
     store: SpectraStore,
     checkpoint: Checkpoint,
     scores: Scores,
     method: AnyMethod,
-    chosen: Chosen,
-    ordinary: Ordinary,
+    rows: int,
 ) -> Layer:
+    """Open the layer of a method, or make it empty."""
     names = list(experiment.explain.scores)
     explainer = build_explainer(method, store.grid, experiment.seed, rest=store.frame == "rest")
     fields: Fields = {"row": ("i8", ()), "rank": ("i8", (len(names),)), "reason": ("string", ())}
     fields |= explainer.fields(len(names))
-    layers = sorted({scores.layer(name).name for name in names})
-    layer = store.create_layer(
-        _names(experiment, scores)[method.name],
-        fields,
-        {
-            "method": method.name,
-            "kind": method.kind,
-            "segment_of": explainer.segment_of.tolist(),
-            "windows": list(method.windows) if isinstance(method, Imo) else [],
-            "names": names,
-            "scores": " ".join(layers),
-            "model": checkpoint.sha256,
-        },
-        rows=len(chosen.rows),
-        shard_rows=_SPECTRA,
-    )
+    attributes = {
+        "method": method.name,
+        "kind": method.kind,
+        "segment_of": explainer.segment_of.tolist(),
+        "windows": list(method.windows) if isinstance(method, Imo) else [],
+        "names": names,
+        "scores": " ".join(sorted({scores.layer(name).name for name in names})),
+        "model": checkpoint.sha256,
+    }
+    name = _names(experiment, scores)[method.name]
+    return store.create_layer(name, fields, attributes, rows=rows, shard_rows=_SPECTRA)
 
-    def summary() -> dict[str, float]:
-        told = {"explained": float(len(chosen.rows)), "failed": float((layer.read("reason") != "").sum())}
-        for field in ("r2", "samples", "missing"):
-            if field in layer.fields:
-                told[f"median_{field}"] = float(np.nanmedian(layer.read(field)))
-        return told
 
-    arguments = (store.path, checkpoint.folder, layer.name, method, ordinary, experiment)
-    _finish(experiment, store, layer, chosen, ExplainWorker, arguments, summary)
-    return layer
+def _told(layer: Layer) -> dict[str, float]:
+    """Sum up the explanations by a method."""
+    reasons = layer.read("reason")
+    told = {"explained": float(len(reasons)), "failed": float((reasons != "").sum())}
+    for field in ("r2", "samples", "missing"):
+        if field in layer.fields:
+            told[f"median_{field}"] = float(np.nanmedian(layer.read(field)))
+    return told
 
 
 def _finish(
     experiment: Experiment,
     store: SpectraStore,
-    layer: Layer,
+    layers: Sequence[Layer],
     chosen: Chosen,
     worker: Callable[..., Any],
     arguments: tuple[Any, ...],
-    summary: Callable[[], dict[str, float]],
+    summary: Callable[[Layer], dict[str, float]],
 ) -> None:
-    """Let actors do what is left of a layer, and track it."""
-    pending = layer.pending()
-    if not pending:
+    """Let actors do what is left of some layers over the same spectra, and track each.
+
+    An actor does units of all of them: its start, with the imports and the model, takes longer than many a method.
+    """
+    pending = {layer.name: layer.pending() for layer in layers}
+    left = [layer for layer in layers if pending[layer.name]]
+    if not left:
         return
-    lineage = {"store": store.digest, "model": layer.attributes["model"], "scores": layer.attributes["scores"]}
     connect(experiment.runtime, experiment.train.workers)
-    with Run(experiment, "explain", layer.name.removeprefix("explain-"), lineage) as run:
-        run.reads(experiment.name, store.digest, store.path)
-        cuts = [(shard, slice(*layer.bounds(shard))) for shard in pending]
-        items = [(shard, Chosen(chosen.rows[cut], chosen.rank[cut])) for shard, cut in cuts]
-        label = layer.name.rpartition("-")[0].replace("-", " ")
-        for _ in map_actors(worker, arguments, items, experiment.runtime, label):
+    with ExitStack() as stack:
+        runs = []
+        for layer in left:
+            lineage = {"store": store.digest, "model": layer.attributes["model"], "scores": layer.attributes["scores"]}
+            run = stack.enter_context(Run(experiment, "explain", layer.name.removeprefix("explain-"), lineage))
+            run.reads(experiment.name, store.digest, store.path)
+            runs.append(run)
+        items = []
+        for layer in left:
+            for shard in pending[layer.name]:
+                cut = slice(*layer.bounds(shard))
+                items.append((layer.name, shard, Chosen(chosen.rows[cut], chosen.rank[cut])))
+        for _ in map_actors(worker, arguments, items, experiment.runtime, left[0].name.partition("-")[0]):
             pass
-        run.metrics(summary())
+        for run, layer in zip(runs, left, strict=True):
+            run.metrics(summary(layer))
 
 
 # --- lines of what is explained --------------------------------------------------------------------------------------
@@ -197,11 +206,11 @@ def measure_lines(
     attributes = {key: explained.attributes[key] for key in ("scores", "model")} | {"lines": list(LineTable.names)}
     layer = store.create_layer(name, kept, attributes, rows=len(rows), shard_rows=_MEASURED)
 
-    def summary() -> dict[str, float]:
+    def summary(layer: Layer) -> dict[str, float]:
         return {"measured": float(len(rows)), "with_lines": float(np.isfinite(layer.read("velocity")).sum())}
 
     chosen = Chosen(rows, np.zeros((len(rows), 0), np.int64))
-    _finish(experiment, store, layer, chosen, LineWorker, (store.path, name), summary)
+    _finish(experiment, store, [layer], chosen, LineWorker, (store.path, name), summary)
     return layer
 
 
@@ -250,7 +259,7 @@ def follow(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, 
     name = ascent_layer(experiment, scores, name_of(experiment.explain.ids))
     layer = store.create_layer(name, fields, attributes, rows=len(rows), shard_rows=_SPECTRA)
 
-    def summary() -> dict[str, float]:
+    def summary(layer: Layer) -> dict[str, float]:
         log_prob, taken = layer.read("log_prob"), layer.read("taken")
         gain = log_prob[:, -1] - log_prob[:, 0]
         unfinished = float((taken == settings.steps).mean())
@@ -259,7 +268,7 @@ def follow(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, 
     if layer.pending():
         arguments = (store.path, checkpoint.folder, scores.name, name, ordinary_covariance(scores), experiment)
         chosen = Chosen(rows, np.zeros((len(rows), 0), np.int64))
-        _finish(experiment, store, layer, chosen, AscentWorker, arguments, summary)
+        _finish(experiment, store, [layer], chosen, AscentWorker, arguments, summary)
     return layer
 
 

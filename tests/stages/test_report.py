@@ -164,10 +164,10 @@ def _explain(experiment: Experiment, store: SpectraStore, scores: Layer, model_a
         shard_rows=5,
     )
     ordinary = Ordinary.of(store, rows, experiment.seed, (method,))
-    worker = ExplainWorker(store.path, model_at, layer.name, method, ordinary, experiment)
+    worker = ExplainWorker(store.path, model_at, {layer.name: method}, ordinary, experiment)
     for shard in range(layer.shards):
         part = slice(*layer.bounds(shard))
-        worker((shard, Chosen(rows[part], np.arange(count)[part, None])))
+        worker((layer.name, shard, Chosen(rows[part], np.arange(count)[part, None])))
     return layer
 
 
