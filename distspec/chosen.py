@@ -129,8 +129,10 @@ def _read_ids(path: str) -> Shaped[np.ndarray, "m"]:
             lines = Path(path).read_text("utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise SourceError(f"explain.ids: {path} is no text of ids: {' '.join(str(error).split())}") from error
-        found = np.array([line.strip() for line in lines if line.strip()], dtype=str)
+        found = np.array(lines, dtype=str)
     else:
         require_table(path, "explain.ids")
-        found = to_numpy(read_table(path, "id", ("id",))[0])[0].astype(str)
-    return np.unique(found)
+        ids, missing = to_numpy(read_table(path, "id", ("id",))[0])
+        found = ids[~missing].astype(str)
+    found = np.char.strip(found)
+    return np.unique(found[found != ""])

@@ -8,7 +8,7 @@ import pytest
 
 from distspec import ordinary
 from distspec.config import ExpectedGradients, Experiment, Gradient, Imo, Lime
-from distspec.errors import ConfigError
+from distspec.errors import ConfigError, DistspecWarning
 from distspec.ordinary import Ordinary
 from distspec.pipeline import Products
 from distspec.store import SpectraStore
@@ -32,8 +32,27 @@ def test_candidates_are_usable_and_not_odd_and_hardly_depend_on_the_list(store: 
 def test_who_compares_with_nothing_may_explain_all(store: SpectraStore) -> None:
     usable = np.flatnonzero(store.column("status") == 0)
     assert Ordinary.of(store, usable, 0, [Lime(), Gradient()]).baselines(store, usable[:2], Lime()) == []
-    with pytest.raises(ConfigError, match=r"all usable ones are explained; lower explain\.fraction"):
-        Ordinary.of(store, usable, 0, [Lime(), Imo()])
+    # Where all are explained they are compared with each other, none with itself.
+    asking = Imo(baselines=4)
+    with pytest.warns(DistspecWarning, match="only 0 ordinary spectra are left of the 4 .* fill up, 4 in all"):
+        found = Ordinary.of(store, usable, 0, [Lime(), asking])
+    near = found.baselines(store, usable[:40], asking)
+    assert {len(one) for one in near} == {4}
+    assert all(row not in one.rows for row, one in zip(usable[:40], near, strict=True))
+
+
+def test_a_store_smaller_than_what_is_asked_for_gives_all_there_is(
+    store: SpectraStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usable = np.flatnonzero(store.column("status") == 0)
+    asking = Imo(baselines=5000)
+    with pytest.warns(DistspecWarning, match=f"explained ones fill up, {len(usable) - 1} in all"):
+        found = Ordinary.of(store, usable[:3], 0, [asking])
+    assert [len(one) for one in found.like(store, usable[:3], 5000, "any")] == [len(usable) - 1] * 3
+    single = np.where(np.arange(store.rows) == usable[0], 0, 1)
+    monkeypatch.setattr(type(store), "column", lambda self, name, rows: single[rows])
+    with pytest.raises(ConfigError, match="imo compares spectra with others, and the store has no other to use"):
+        Ordinary.of(store, usable[:1], 0, [asking])
 
 
 def test_a_class_too_rare_for_the_candidates_is_looked_for(

@@ -46,7 +46,8 @@ def detect(experiment: Experiment, store: SpectraStore) -> dict[str, Layer]:
     names = {one.name: detect_layer(experiment, one, store.digest) for one in wanted}
     fitted = all((folder / "detector.json").is_file() for folder in folders.values())
     there = detections_of(experiment, store)
-    if fitted and all(name in there and not there[name].pending() for name in names):
+    # A store that has grown has rows that the layers do not know yet.
+    if fitted and all(name in there and there[name].rows == store.rows and not there[name].pending() for name in names):
         return {name: there[name] for name in names}
     connect(experiment.runtime, experiment.train.workers)
     key = "-".join(folder.name.rpartition("-")[2][:6] for folder in folders.values())

@@ -128,7 +128,8 @@ def test_a_list_of_ids_is_explained_in_the_place_of_top_lists(
     usable = np.flatnonzero(store.column("status") == 0)[[50, 3, 20]]
     ids = store.column("id", usable).astype(str).tolist()
     (tmp_path / "ids.txt").write_text("\n".join([*ids, "", "12345"]))
-    (tmp_path / "selection.csv").write_text("name,id\n" + "".join(f"x,{one}\n" for one in ids))
+    # Blanks around ids, and rows without one, are no ids.
+    (tmp_path / "selection.csv").write_text("name,id\n" + "".join(f"x, {one} \n" for one in ids) + "x,\n")
     (tmp_path / "marked.txt").write_text("\n".join(ids), encoding="utf-8-sig")
     with pytest.warns(DistspecWarning, match=r"of 4 ids in .*ids.txt 1 not in the store"):
         layers = [explained_with(copied, ids=str(tmp_path / "ids.txt"))["lime"]]

@@ -247,7 +247,10 @@ def test_a_mark_that_does_not_fit_is_found_even_where_every_chunk_is_sound(store
 
 def test_scores_and_explanations_follow_a_store_that_grows(ray_session: None, tmp_path: Path) -> None:
     files_of(tmp_path / "files", range(80))
-    experiment = survey(tmp_path, grid={"scale": "log", "first": 3800.0, "last": 7400.0, "pixels": 160})
+    grid = {"scale": "log", "first": 3800.0, "last": 7400.0, "pixels": 160}
+    ingesting = survey(tmp_path, grid=grid).ingest.model_dump(mode="json", exclude_none=True)
+    detecting = {"detectors": [{"kind": "pca", "components": 3}]}
+    experiment = small(tmp_path / "out", ingest=ingesting, detect=detecting, explain={"scores": ["chi2", "pca"]})
     made = run(experiment)
     assert made.checkpoint is not None
     files_of(tmp_path / "files/later", range(80, 110))
@@ -259,6 +262,13 @@ def test_scores_and_explanations_follow_a_store_that_grows(ray_session: None, tm
     assert again.scores.rows == 110
     usable = again.store.column("status") == 0
     assert np.isfinite(again.scores.read("chi2")[usable]).all()
+    # A classical detector scores what is new, too, and the top lists of all of it are explained.
+    assert np.isfinite(again.detected["pca"].read("pca")[usable]).all()
+    rows, rank = (again.explanations["lime"].read(name) for name in ("row", "rank"))
+    for place, layer in enumerate((again.scores, again.detected["pca"])):
+        listed = rows[rank[:, place] >= 0][np.argsort(rank[rank[:, place] >= 0, place])]
+        values = layer.read(("chi2", "pca")[place])
+        np.testing.assert_array_equal(listed, np.argsort(-values, kind="stable")[: len(listed)])
 
 
 def test_a_file_that_was_bad_may_be_put_right_and_comes_in_with_the_next_ingest(
