@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from bokeh.document import Document
 from bokeh.embed import components
 from bokeh.layouts import gridplot
 from bokeh.models import (
@@ -410,6 +411,11 @@ def embed(figures: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     """Turn figures into one script and a placeholder each."""
     if not figures:
         return "", {}
+    # All in one document at once: Bokeh would go through all of them again for each that it adds.
+    document = Document()
+    with document.models.freeze():
+        for each in figures.values():
+            document.add_root(each)
     script, places = components(dict(figures), wrap_script=True)
     return str(script), dict(places)
 

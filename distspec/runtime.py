@@ -131,6 +131,8 @@ def map_shards(
     items: Sequence[Any],
     settings: Runtime,
     label: str = "",
+    *,
+    here: bool = False,
 ) -> Iterator[Any]:
     """Apply work to items (usually one a shard) in a pool of actors fed by Ray Data.
 
@@ -140,6 +142,7 @@ def map_shards(
         items: small and picklable.
         settings: number of workers, GPUs of each.
         label: what the progress bar says.
+        here: do it in this process, as a single item is anyway: for work that takes less than the start of a worker.
 
     Yields:
         The results, in the order in which they come.
@@ -150,7 +153,7 @@ def map_shards(
     """
     if not items:
         return
-    if len(items) == 1 and not settings.gpus_per_worker:
+    if here or (len(items) == 1 and not settings.gpus_per_worker):
         yield from _apply_here(factory, arguments, items, label)
         return
     _quiet_ray_data()
@@ -194,8 +197,9 @@ def map_actors(
 def _apply_here(
     factory: Callable[..., Work], arguments: tuple[Any, ...], items: Sequence[Any], label: str
 ) -> Iterator[Any]:
-    """Do a single item in this process: the start of a worker would take longer than most."""
-    results = (_apply(lambda item: factory(*arguments)(item), item) for item in items)
+    """Do items in this process: the start of a worker would take longer than most."""
+    work = _Made(factory, arguments)
+    results = (_apply(work, item) for item in items)
     threads = torch.get_num_threads()
     # As in a worker: sums that are cut among threads round otherwise, and who does the work must not show.
     torch.set_num_threads(1)
@@ -215,8 +219,21 @@ def _apply(work: Work, item: Any) -> Any:
         raise ShardError(f"a worker failed: {type(error).__name__}: {error}") from error
 
 
+class _Made:
+    """Work that is made with its first item."""
+
+    def __init__(self, factory: Callable[..., Work], arguments: tuple[Any, ...]) -> None:
+        self._factory, self._arguments = factory, arguments
+        self._work: Work | None = None
+
+    def __call__(self, item: Any) -> Any:
+        if self._work is None:
+            self._work = self._factory(*self._arguments)
+        return self._work(item)
+
+
 class _ActorWorker:
-    """Makes the work once and applies it to items; failures travel back as values, so that none is retried."""
+    """Applies work to items; failures travel back as values, so that none is retried."""
 
     def __init__(self, packed: bytes) -> None:
         # Relative paths in the settings mean the same for every worker as for the driver.
@@ -225,22 +242,15 @@ class _ActorWorker:
         limit_threads(1)
         # One core each: otherwise every worker of a machine takes all of it.
         torch.set_num_threads(1)
-        self._factory = factory
-        self._arguments = arguments
-        self._work: Work | None = None
+        self._work = _Made(factory, arguments)
 
     def apply(self, item: bytes) -> bytes:
         try:
-            result = _apply(self._call, cloudpickle.loads(item))
+            result = _apply(self._work, cloudpickle.loads(item))
         except DistspecError as error:
             result = error
         packed: bytes = cloudpickle.dumps(result)
         return packed
-
-    def _call(self, item: Any) -> Any:
-        if self._work is None:
-            self._work = self._factory(*self._arguments)
-        return self._work(item)
 
 
 class _PoolWorker(_ActorWorker):

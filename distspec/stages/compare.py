@@ -37,6 +37,9 @@ __all__ = ["Compared", "EnsembleScorer", "compare", "compared_of"]
 _EXACT: Final = 200_000
 """Spectra up to which ensembles rank by all values; of more, by a sample and all of the top."""
 
+_HERE: Final = 1_000_000
+"""Spectra up to which ensembles are made in this process."""
+
 _SAMPLE: Final = 50_000
 _TOP: Final = 10_000
 
@@ -76,7 +79,8 @@ def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comp
     if found is not None and found.ensembles is not None:
         return found
     folder = _folder(experiment, store, scores, chosen)
-    connect(experiment.runtime, experiment.train.workers)
+    if store.rows > _HERE:
+        connect(experiment.runtime, experiment.train.workers)
     with Run(experiment, "compare", folder.name, {"store": store.digest, "scores": ", ".join(chosen.key)}) as run:
         run.reads(experiment.name, store.digest, store.path)
         survey = _take_survey(chosen)
@@ -326,7 +330,8 @@ def _join(experiment: Experiment, store: SpectraStore, chosen: Scores, survey: _
         write_folder(folder, {_SURVIVORS: stream.getvalue()})
     places = {score: chosen.layer(score).name for score in chosen.names}
     arguments = (store.path, str(folder / _SURVIVORS), name, places)
-    for _ in map_shards(EnsembleScorer, arguments, pending, experiment.runtime, "compare"):
+    here = store.rows <= _HERE
+    for _ in map_shards(EnsembleScorer, arguments, pending, experiment.runtime, "compare", here=here):
         pass
     return layer
 

@@ -172,11 +172,12 @@ def test_ensembles_of_large_surveys_rank_by_a_sample_and_all_of_the_top(
     np.testing.assert_allclose(10 ** -told[0][KNOWN], shares, atol=8 / len(KNOWN))  # every eighth is in the sample
 
 
-def test_shards_change_nothing_at_all(
+def test_shards_and_workers_change_nothing_at_all(
     experiment: Experiment,
     tmp_path: Path,
     columns: dict[str, np.ndarray],
     rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = {name: values(rng) for name in ("mse", "pca", "forest")}
     errors = {"mse": made["mse"], "rmse": np.sqrt(made["mse"]), "difference": made["mse"] - 1}
@@ -188,6 +189,8 @@ def test_shards_change_nothing_at_all(
         scores = Scores([store.layer("score-x"), *detectors])
         other = experiment.model_copy(update={"output": str(tmp_path / f"out-{number}")})
         found.append(compare(other, store, scores))
+        # The second time in workers.
+        monkeypatch.setattr("distspec.stages.compare._HERE", 0)
     first, second = found
     assert first.facts["errors"]["spectra"] == len(KNOWN)
     for name in ("comparison.json", "overlaps.csv", "errors.csv", "groups.csv"):
