@@ -67,7 +67,8 @@ def test_another_model_can_score_the_same_recipe(done: tuple[Experiment, Product
         ingest=experiment.ingest.model_dump(mode="json", exclude_none=True) | {"source": source},
         score={"checkpoint": made.checkpoint.folder},
     )
-    products = run(other)
+    run(other, "ingest")
+    products = run(other, "score")
     assert products.checkpoint.sha256 == made.checkpoint.sha256
     assert products.store.rows == 130
     assert not (tmp_path / "out/models").exists()
@@ -117,7 +118,9 @@ def _killed_when(folder: Path, reached: Callable[[], bool]) -> None:
     assert driver.wait() == -signal.SIGKILL, "the run ended before it could be killed: " + (folder / "log").read_text()
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_ends_in_order_and_says_how_to_go_on(
     done: tuple[Experiment, Products], tmp_path: Path, sent: signal.Signals, status: int
 ) -> None:

@@ -338,10 +338,11 @@ def test_memory_does_not_grow_with_the_survey(tmp_path: Path, form: str, monkeyp
 @pytest.mark.parametrize("form", ["parquet", "votable", "hats"])
 def test_the_command_names_what_it_wrote(done: tuple[Experiment, Products], tmp_path: Path, form: str) -> None:
     experiment, made = done
-    output = Path(experiment.output)
+    # In a place of its own, since a run leaves its settings there.
+    output = shutil.copytree(experiment.output, tmp_path / "out")
     target = tmp_path / f"table.{form}"
     command = [sys.executable, "-m", "distspec", "export", str(output / "experiment.toml")]
-    command += [f"export.format={form}", f"export.to={target}"]
+    command += [f"export.format={form}", f"export.to={target}", f"output={output}"]
     told = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert told.returncode == 0, told.stderr
     assert re.search(rf"export   {re.escape(str(target))}: 700 rows of \d+ columns", told.stdout)
