@@ -23,6 +23,7 @@ from sklearn.metrics import adjusted_rand_score, homogeneity_completeness_v_meas
 from distspec import agreement
 from distspec.config import Cluster
 from distspec.lines import ABSORPTION, EMISSION
+from distspec.segments import run_around
 
 __all__ = [
     "EXACT",
@@ -339,9 +340,7 @@ def peaks(mean: Means, signed: Means, edges: Float64[np.ndarray, "regions+1"], r
     found: list[Peak] = []
     while len(found) < _PEAKS and left.max(initial=0.0) >= _LOWEST:
         top = int(left.argmax())
-        below = np.flatnonzero(left <= _HALF * left[top])
-        before, after = below[below < top], below[below > top]
-        start, stop = (int(before[-1]) + 1 if len(before) else 0), (int(after[0]) if len(after) else len(left))
+        start, stop = run_around(left > _HALF * left[top], top)
         low, high = float(edges[start]), float(edges[stop])
         middle = float((edges[top] + edges[top + 1]) / 2)
         lines = _lines(low, high) if rest else ()

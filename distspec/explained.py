@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32, Float64
 from scipy.ndimage import median_filter
 
 from distspec.lines import nearest_line
-from distspec.segments import edges_of
+from distspec.segments import edges_of, run_around
 from distspec.spectra import LIGHT_SPEED, WaveGrid
 from distspec.store import Layer, SpectraStore
 from distspec.truth import segments_of
@@ -74,7 +74,7 @@ def _heaviest(
 ) -> tuple[float, float, float]:
     size = np.abs(weights)
     peak = int(size.argmax())
-    start, stop = _run(size >= 0.5 * size[peak], peak) if by_pixel else (peak, peak + 1)
+    start, stop = run_around(size >= 0.5 * size[peak], peak) if by_pixel else (peak, peak + 1)
     return float(edges[start]), float(edges[stop]), float(weights[peak])
 
 
@@ -315,7 +315,7 @@ def _region(
     peak = int(level.argmax())
     if level[peak] < _SHARE * strongest:
         return []
-    start, stop = _run(level > 0.5 * level[peak], peak)
+    start, stop = run_around(level > 0.5 * level[peak], peak)
     low, high, top = float(grid.edges[start]), float(grid.edges[stop]), float(grid.wave[peak])
     return [Change(low, high, top, sign * float(level[peak]), broad=True, seen=bool(seen[start:stop].any()))]
 
@@ -338,17 +338,10 @@ def _lines(
         peak = int(left.argmax())
         if left[peak] < _SHARE * strongest:
             break
-        start, stop = _run(detail > _EDGE * detail[peak], peak)
+        start, stop = run_around(detail > _EDGE * detail[peak], peak)
         wave = float(grid.wave[peak])
         ends = float(grid.edges[start]), float(grid.edges[stop])
         amount = sign * float(detail[peak])
         found.append(Change(*ends, wave, amount, nearest_line(wave, redshift), seen=bool(seen[start:stop].any())))
         left[start:stop] = 0.0
     return found
-
-
-def _run(inside: Bool[np.ndarray, "pixels"], place: int) -> tuple[int, int]:
-    """Give first and one-past-last pixel of the run of True around a place."""
-    outside = np.flatnonzero(~inside)
-    before, after = outside[outside < place], outside[outside > place]
-    return (int(before[-1]) + 1 if len(before) else 0), (int(after[0]) if len(after) else len(inside))

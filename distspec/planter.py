@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
-from distspec.config import AnyMethod, Experiment, Lime
+from distspec.config import Ablation, AnyMethod, Experiment, Lime, Occlusion, Reconstructed
 from distspec.detectors.explainable import Explainable
 from distspec.detectors.fitted import load_detector
 from distspec.detectors.model import ModelScores
@@ -188,8 +188,7 @@ class Planter:
         found = []
         for method in experiment.explain.methods if names else ():
             explainer = build_explainer(method, store.grid, experiment.seed, rest=store.frame == "rest")
-            # Without a model there is nothing that could make baselines or gradients.
-            if self._model is not None or isinstance(method, Lime):
+            if self._model is not None or not _asks_a_model(method):
                 found.append(self._asking(method, explainer, Explainable(names, self._model, detectors)))
         for name, (detector, _) in self._detectors.items():
             if isinstance(detector, PcaDetector):
@@ -209,6 +208,17 @@ class Planter:
 
         covers = segments == np.arange(segments[-1] + 1)[:, None]
         return Pointer(tuple(f"{method.name}_{name}" for name in scores.names), covers, heaviest)
+
+
+def _asks_a_model(method: AnyMethod) -> bool:
+    """Tell whether a method needs what only a model makes: baselines, gradients, reconstructions."""
+    match method:
+        case Lime(perturbation=other):
+            return isinstance(other, Reconstructed)
+        case Ablation(baseline=other) | Occlusion(baseline=other):
+            return other == "reconstruction"
+        case _:
+            return True
 
 
 def _deciding(name: str, detector: PcaDetector) -> Pointer:

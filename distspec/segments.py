@@ -3,11 +3,11 @@
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 
 from distspec.spectra import WaveGrid
 
-__all__ = ["WINDOWS", "edges_of", "fold", "uniform_segments"]
+__all__ = ["WINDOWS", "edges_of", "fold", "run_around", "uniform_segments"]
 
 WINDOWS: Final = 125
 """Windows that the weights of pixels are added up in: one pixel's is noise, and what is odd is wider than one."""
@@ -52,3 +52,15 @@ def edges_of(grid: WaveGrid, segment_of: Int64[np.ndarray, "pixels"]) -> Float64
     """Give the wavelengths between which segments lie, Å vacuum."""
     starts = np.flatnonzero(np.diff(segment_of, prepend=-1))
     return np.asarray(grid.edges[np.append(starts, grid.pixels)])
+
+
+def run_around(inside: Bool[np.ndarray, "n"], place: int) -> tuple[int, int]:
+    """Give first and one-past-last of the run of True around a place.
+
+    Example:
+        >>> run_around(np.array([True, False, True, True, False]), 3)
+        (2, 4)
+    """
+    outside = np.flatnonzero(~inside)
+    before, after = outside[outside < place], outside[outside > place]
+    return (int(before[-1]) + 1 if len(before) else 0), (int(after[0]) if len(after) else len(inside))

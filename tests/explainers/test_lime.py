@@ -25,6 +25,7 @@ from distspec.config import (
     Unchanged,
     Uniform,
 )
+from distspec.errors import ConfigError
 from distspec.explainers.lime import LimeExplainer, Surrogate
 from distspec.explainers.perturbations import perturb
 from distspec.explainers.segments import line_segments, slic_segments
@@ -389,6 +390,11 @@ def test_without_more_samples_than_segments_errors_are_not_known(spectra: Spectr
     explanation = lime_of(spectra, samples=21).explain(linear(np.ones(300)), spectra[:1])
     assert np.isnan(explanation.more["error"]).all()
     assert np.isfinite(explanation.weights).all()
+
+
+def test_without_a_ridge_too_few_samples_are_refused_by_their_settings() -> None:
+    with pytest.raises(ConfigError, match="cannot tell 20 segments apart by 5 samples; raise samples or ridge"):
+        Surrogate(20, 5, 0, kernel_width=0.25, ridge=0.0)
 
 
 def test_a_noisy_score_has_the_noise_of_its_null_perturbation_as_floor(spectra: Spectra) -> None:

@@ -326,6 +326,22 @@ def test_classical_detectors_need_no_model(ready: Ready) -> None:
     assert evaluated_of(experiment, ready.store, None, ready.detected).facts == facts
 
 
+def test_without_a_model_explainers_point_that_ask_none(ready: Ready) -> None:
+    evaluate_ = {"hosts": 4, "kinds": ["red-runaway"], "explained": 2, "strengths": [1.0]}
+    segments = {"kind": "uniform", "count": 20}
+    methods = [
+        {"kind": "lime", "samples": 60, "segments": segments},
+        {"kind": "lime", "name": "scale", "samples": 60, "segments": segments, "perturbation": {"kind": "scale"}},
+        {"kind": "occlusion", "stride": 16},
+        {"kind": "occlusion", "name": "filled", "baseline": "reconstruction"},
+        {"kind": "imo", "windows": [16], "baselines": 2},
+    ]
+    explain = {"scores": ["pca"], "methods": methods}
+    experiment = like(ready.experiment, Path(ready.experiment.output), evaluate=evaluate_, explain=explain)
+    facts = evaluate(experiment, ready.store, None, None, ready.detected).facts
+    assert [one["name"] for one in facts["pointing"]] == ["scale_pca", "occlusion_pca", "pca_region"]
+
+
 def test_what_cannot_be_evaluated_is_refused_in_one_line(ready: Ready, tmp_path: Path) -> None:
     experiment, store, made, detected = ready
     with pytest.raises(ConfigError, match="no detector to evaluate"):

@@ -119,6 +119,13 @@ def test_every_method_explains_every_score(copied: tuple[Experiment, Products, S
         good = copied[2].take(rows).good
         assert (weights.transpose(0, 2, 1)[~good] == 0).all()
     assert found["imo"].read("windows").shape == (len(rows), 2, 2, 240)
+    # What is shown of a row: by how much integrated gradients miss the change of the score, and what windows say.
+    explained, layer = Explained(copied[2], found, "mse"), found["integrated_gradients"]
+    shown = {one.method: one for one in explained.all(int(rows[0]))}
+    missing, total = layer.read("missing")[0, 0], layer.read("weights")[0, 0].sum(dtype=np.float64)
+    assert shown["integrated_gradients"].missing == pytest.approx(abs(missing / (total - missing)), rel=1e-4)
+    assert shown["gradient"].missing is None
+    assert [(name, widths) for name, widths, _ in explained.windows(int(rows[0]))] == [("imo", [1, 16]), ("near", [16])]
 
 
 def test_a_list_of_ids_is_explained_in_the_place_of_top_lists(
