@@ -231,7 +231,7 @@ def _kind(tensor: torch.Tensor) -> str:
 
 
 def read_json(path: Path, make: str = "train first") -> dict[str, Any]:
-    """Read the description of a checkpoint or of a fitted detector.
+    """Read the description of a checkpoint, of a fitted detector, or of what a stage found.
 
     Arguments:
         path: the file.
@@ -247,7 +247,8 @@ def read_json(path: Path, make: str = "train first") -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"no checkpoint at {path.parent}: {error.strerror or error}; {make}") from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+        advice = f"restore it, or remove {path.parent}, to have it made again"
+        raise CheckpointError(f"{path} is not valid JSON: {error}; {advice}") from None
     if not isinstance(text, dict):
         raise CheckpointError(f"{path} is not a checkpoint's description")
     return text

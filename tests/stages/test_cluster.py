@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +190,10 @@ def test_a_damaged_file_is_named(tmp_path: Path, tracked: str, store: SpectraSto
     path = cluster(experiment, store, layer).folder / "clusters.json"
     text = path.read_text()
     path.write_text(text[:-40])
-    with pytest.raises(CheckpointError, match="not valid JSON"):
+    with pytest.raises(CheckpointError, match=f"not valid JSON: .*; restore it, or remove {path.parent}, to have it"):
         cluster(experiment, store, layer)
+    shutil.rmtree(path.parent)
+    assert cluster(experiment, store, layer).facts == json.loads(text)
     path.write_text(text.replace('"schema": 1', '"schema": 99'))
     with pytest.raises(CheckpointError, match="schema 99"):
         clustered_of(experiment, store, layer)

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from distspec.config import Experiment
 from distspec.detectors.explainable import Explainable
 from distspec.detectors.model import ModelScores
+from distspec.diagnosed import Diagnosed
 from distspec.errors import DistspecError, DistspecWarning, LayoutError, ShardError
-from distspec.explained import Explained
+from distspec.explained import Explained, Explanation
 from distspec.explainers.ascent import Path as Way
 from distspec.explainers.ascent import ascend, growth
 from distspec.explainers.build import build_explainer
@@ -202,6 +203,16 @@ def test_a_spectrum_that_fails_takes_no_other_with_it(
     explained = Explained(store, {"lime": layer}, "mse")
     assert explained.find(poison) is None
     assert explained.find(int(usable[0])) is not None
+
+
+def test_a_region_counts_by_its_weight_and_not_by_its_width(done: tuple[Experiment, Products]) -> None:
+    _, made = done
+    grid, row = made.store.grid, int(made.lines.read("row")[0])
+    edges, weights = grid.edges[[0, 30, 40, 100, 200, 240]], np.array([0, 1, 0, 1, 0], np.float32)
+    good = np.ones(grid.pixels, bool)
+    told = Diagnosed(made.store, made.lines).one(row, Explanation("lime", "mse", edges, weights), good, 0.1)
+    assert (told.regions[0].low, told.regions[0].high) == pytest.approx((edges[1], edges[2]))
+    assert told.regions[0].share == pytest.approx(0.5)
 
 
 def test_a_damaged_layer_is_named(copied: tuple[Experiment, Products, SpectraStore]) -> None:
