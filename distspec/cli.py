@@ -151,7 +151,7 @@ def config(file: File | None = None, /, *overrides: Overrides) -> None:
 def ui(file: File, /, *overrides: Overrides, port: Port = 5000) -> None:
     """Open the pages of the tracked runs on this machine (Ctrl-C ends it)."""
     from distspec.config import load
-    from distspec.tracking import serve
+    from distspec.runtime.tracking import serve
 
     sys.exit(serve(load(file, overrides), port))
 
@@ -162,8 +162,8 @@ def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> None
     from distspec.config import load
 
     experiment = load(file, overrides)
-    from distspec.layout import table_path
     from distspec.pipeline import run
+    from distspec.results.layout import table_path
     from distspec.spectra import first_reasons
 
     made = run(experiment, only)
@@ -201,7 +201,7 @@ def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> None
         print(f"export   {made.exported.path}: {made.exported.rows} rows of {len(made.exported.columns)} columns")
     print(f"runs     {shlex.join(['distspec', 'ui', file, *overrides])}")
     if only == "train" and made.checkpoint is not None and "accuracy" in made.checkpoint.facts:
-        from distspec.accuracy import as_text
+        from distspec.stages.train.accuracy import as_text
 
         print(as_text(made.checkpoint.facts["accuracy"]))
 

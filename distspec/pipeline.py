@@ -12,25 +12,25 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from distspec.audit import audit
 from distspec.config import Experiment, dump
 from distspec.errors import ConfigError
-from distspec.layout import model_folder, score_layer, store_path
 from distspec.models.checkpoint import Checkpoint
-from distspec.planting import KINDS
-from distspec.runtime import connect, map_shards
-from distspec.scores import Scores
-from distspec.stages.cluster import Clustered, cluster, clustered_of
-from distspec.stages.compare import Compared, compare, compared_of
-from distspec.stages.detect import detect, detections_of
-from distspec.stages.evaluate import Evaluated, evaluate, evaluated_of
-from distspec.stages.explain import ascents_of, explain, explanations_of, follow, lines_of, measure_lines
-from distspec.stages.export import Exported, export
-from distspec.stages.ingest import ingest
-from distspec.stages.report import report
-from distspec.stages.score import score
-from distspec.stages.train import train
-from distspec.stages.tune import Tuned, tune
+from distspec.results.layout import model_folder, score_layer, store_path
+from distspec.results.scores import Scores
+from distspec.runtime.workers import connect, map_shards
+from distspec.stages.cluster.stage import Clustered, cluster, clustered_of
+from distspec.stages.compare.stage import Compared, compare, compared_of
+from distspec.stages.detect.stage import detect, detections_of
+from distspec.stages.evaluate.injection import KINDS
+from distspec.stages.evaluate.stage import Evaluated, evaluate, evaluated_of
+from distspec.stages.explain.stage import ascents_of, explain, explanations_of, follow, lines_of, measure_lines
+from distspec.stages.export.stage import Exported, export
+from distspec.stages.ingest.check import audit
+from distspec.stages.ingest.stage import ingest
+from distspec.stages.report.stage import report
+from distspec.stages.score.stage import score
+from distspec.stages.train.stage import train
+from distspec.stages.tune.stage import Tuned, tune
 from distspec.store import Layer, SpectraStore
 
 __all__ = ["EXTRA", "STAGES", "Products", "check", "run"]

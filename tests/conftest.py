@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from distspec.config import Dense, Experiment
-from distspec.models.autoencoder import DenseAutoencoder
+from distspec.models.autoencoders.dense import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products, run
 from distspec.spectra import Spectra, WaveGrid
 from distspec.store import SpectraStore
-from tests.small import small
+from tests.support.small import small
 
 LIME = {"kind": "lime", "segments": {"kind": "uniform", "count": 20}}
 
@@ -156,7 +156,7 @@ def experiment(tmp_path: Path) -> Experiment:
 def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray for all tests: it takes seconds to start. Four slots, so that three workers fit on two cores."""
     from distspec.config import Runtime
-    from distspec.runtime import connect
+    from distspec.runtime.workers import connect
 
     connect(Runtime(workers=4))
     yield

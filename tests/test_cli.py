@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from distspec import cli
-from distspec.accuracy import as_text
 from distspec.config import Experiment, dump
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products
-from distspec.sources.simulate import SimulatedSurvey
-from distspec.sources.write_files import write_sdss
-from tests.small import small
+from distspec.sources.simulation.survey import SimulatedSurvey
+from distspec.stages.train.accuracy import as_text
+from tests.support.small import small
+from tests.support.survey_files import write_sdss
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distspec.config import Experiment, digest, dump, load, presets
-from distspec.detectors.reconstruction import SCORES
+from distspec.detectors.neural.reconstruction import SCORES
 from distspec.errors import ConfigError
 
 

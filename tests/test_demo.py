@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from distspec.scores import Scores
-from distspec.sources.simulate import STRONG
+from distspec.results.scores import Scores
+from distspec.results.truth import pointing, recovery
+from distspec.sources.simulation.anomalies import STRONG
 from distspec.store import SpectraStore
-from distspec.truth import pointing, recovery
 
 
 def demo(folder: Path, *overrides: str) -> str:

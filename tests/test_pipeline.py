@@ -12,7 +12,7 @@ from filelock import FileLock
 from distspec.config import Experiment, dump, load
 from distspec.errors import CheckpointError, ConfigError, StoreNotFoundError
 from distspec.pipeline import Products, run
-from tests.small import contents, small
+from tests.support.small import contents, small
 
 
 def test_all_stages_leave_what_they_promise(done: tuple[Experiment, Products]) -> None:

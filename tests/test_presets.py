@@ -10,10 +10,10 @@ import pytest
 from astropy.io import fits
 
 from distspec.config import DustColumn, DustMap, Experiment, NoDust, Scale, dump, load, presets
-from distspec.prepare import Recipe
-from distspec.sample import check, compute
-from distspec.segments import uniform_segments
+from distspec.prepare.recipe import Recipe
 from distspec.spectra import Columns, Spectra, Status, WaveGrid
+from distspec.spectra.segments import uniform_segments
+from distspec.stages.ingest.sample import check, compute
 
 SDSS = WaveGrid("log", 10**3.55, 1e-4, 4801)
 DESI = WaveGrid("linear", 3600.0, 0.8, 7781)

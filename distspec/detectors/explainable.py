@@ -12,13 +12,13 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from distspec.detectors import ClassicalDetector
-from distspec.detectors.differentiable import differentiable
-from distspec.detectors.mixing import Brought, MixedScores
-from distspec.detectors.model import DENSITY, ModelScores
+from distspec.detectors.neural.differentiable import differentiable
+from distspec.detectors.neural.perturbed import Brought, MixedScores
+from distspec.detectors.neural.scores import DENSITY, ModelScores
 from distspec.errors import ConfigError
-from distspec.mixture import Mixture
-from distspec.models.ends import ends_of
+from distspec.models.autoencoders.ends import ends_of
 from distspec.spectra import Spectra
+from distspec.spectra.perturbed import Mixture
 
 __all__ = ["Explainable"]
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
-from distspec.mixture import Mixture
 from distspec.spectra import Spectra
+from distspec.spectra.perturbed import Mixture
 
 __all__ = ["Explainer", "Explanation", "Fields", "Scores"]
 

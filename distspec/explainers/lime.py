@@ -19,9 +19,9 @@ from distspec.config import Lime
 from distspec.errors import ConfigError
 from distspec.explainers import Explanation, Fields, Scores
 from distspec.explainers.perturbations import perturb
-from distspec.explainers.segments import common_segments, segments_of
-from distspec.mixture import Mixture
+from distspec.explainers.segmentation import common_segments, segments_of
 from distspec.spectra import Spectra, WaveGrid
+from distspec.spectra.perturbed import Mixture
 
 __all__ = ["Fit", "LimeExplainer", "Surrogate"]
 

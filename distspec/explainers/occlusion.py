@@ -7,8 +7,8 @@ from jaxtyping import Float32, Float64, Int64
 
 from distspec.config import Ablation, Imo, Occlusion
 from distspec.explainers import Explanation, Fields, Scores
-from distspec.mixture import Mixture
 from distspec.spectra import Spectra, WaveGrid
+from distspec.spectra.perturbed import Mixture
 
 __all__ = ["AblationExplainer", "ImoExplainer", "chunks", "combine"]
 

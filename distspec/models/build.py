@@ -5,13 +5,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distspec.config import Architecture, Convolutional, Dense, Redshifted, Sliced, Spline, Variational
-from distspec.models.autoencoder import DenseAutoencoder, TwoStage
-from distspec.models.convolutional import ConvolutionalAutoencoder
-from distspec.models.density import LatentDensity
-from distspec.models.redshifted import RedshiftedAutoencoder
-from distspec.models.sliced import SlicedFlow
-from distspec.models.spline_flow import SplineFlow
-from distspec.models.variational import VariationalAutoencoder
+from distspec.models.autoencoders.convolutional import ConvolutionalAutoencoder
+from distspec.models.autoencoders.dense import DenseAutoencoder, TwoStage
+from distspec.models.autoencoders.redshifted import RedshiftedAutoencoder
+from distspec.models.autoencoders.variational import VariationalAutoencoder
+from distspec.models.flows.density import LatentDensity
+from distspec.models.flows.sliced_flow import SlicedFlow
+from distspec.models.flows.spline_flow import SplineFlow
 from distspec.spectra import WaveGrid
 
 __all__ = ["build_autoencoder", "build_density", "within_reach"]

@@ -25,7 +25,7 @@ from torch import nn
 from distspec.config import AnyDensity, Architecture, Sliced, Spline
 from distspec.errors import CheckpointError, ConfigError
 from distspec.models.build import build_autoencoder, build_density
-from distspec.models.density import LatentDensity
+from distspec.models.flows.density import LatentDensity
 from distspec.spectra import WaveGrid
 
 __all__ = ["SCHEMA", "Checkpoint", "read_json", "read_tensors", "write_folder"]

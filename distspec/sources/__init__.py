@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from distspec.config import Desi, Lamost, Sdss, Simulate, Specutils, Table
-from distspec.sources.files import Entry
+from distspec.sources.files.places import Entry
 from distspec.spectra import Columns, Spectra, WaveGrid
 
 __all__ = ["Entry", "Piece", "Source", "open_source"]
@@ -89,15 +89,15 @@ def open_source(settings: Simulate | Sdss | Desi | Lamost | Table | Specutils, s
     # Imported here so that reading one survey does not import the others' libraries.
     match settings:
         case Simulate():
-            from distspec.sources.simulate import SimulatedSurvey
+            from distspec.sources.simulation.survey import SimulatedSurvey
 
             return SimulatedSurvey(settings, seed)
         case Sdss():
-            from distspec.sources.sdss import open_sdss
+            from distspec.sources.sdss.spec import open_sdss
 
             return open_sdss(settings, scratch)
         case Desi():
-            from distspec.sources.desi import DesiCoadds
+            from distspec.sources.desi.coadds import DesiCoadds
 
             return DesiCoadds(settings, scratch)
         case Lamost():
@@ -109,6 +109,6 @@ def open_source(settings: Simulate | Sdss | Desi | Lamost | Table | Specutils, s
 
             return SpectrumTable(settings)
         case Specutils():
-            from distspec.sources.specutils import SpecutilsFiles
+            from distspec.sources.specutils.files import SpecutilsFiles
 
             return SpecutilsFiles(settings)

@@ -29,10 +29,10 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from distspec.config import Lamost
 from distspec.errors import SourceError
 from distspec.sources import Entry, Piece
-from distspec.sources.catalog import Catalog, locate
+from distspec.sources.catalogs.catalog import Catalog, locate
 from distspec.sources.conventions import pixel_numbers, refuse_air
-from distspec.sources.files import Files
-from distspec.sources.fits import BLOCK, CARD, FitsFile, Header, Unit
+from distspec.sources.files.fits import BLOCK, CARD, FitsFile, Header, Unit
+from distspec.sources.files.places import Files
 from distspec.spectra import Columns, Spectra, Status, WaveGrid
 
 __all__ = ["GRID", "LamostSpectra"]

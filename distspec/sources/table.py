@@ -22,8 +22,8 @@ from jaxtyping import Float32, Float64, Int64, Shaped
 from distspec.config import Table
 from distspec.errors import SourceError
 from distspec.sources import Entry, Piece
-from distspec.sources.files import Files
-from distspec.sources.parquet import Run, open_parquet, parquet_files, reading
+from distspec.sources.files.parquet import Run, open_parquet, parquet_files, reading
+from distspec.sources.files.places import Files
 from distspec.sources.uniform import grid_between, on_grid, place_pixels, uniform_grid
 from distspec.spectra import Columns, Spectra, Status, WaveGrid
 

@@ -14,14 +14,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from distspec.archives.desi import list_desi
-from distspec.archives.download import Checksums, Downloads, Outcome
-from distspec.archives.manifest import Failure, Manifest
-from distspec.archives.sdss import list_sdss
-from distspec.archives.transfer import Client
 from distspec.config import FetchDesi, FetchSdss, FetchSparcl
 from distspec.errors import ConfigError
-from distspec.progress import progress
+from distspec.runtime.progress import progress
+from distspec.sources.archives.desi import list_desi
+from distspec.sources.archives.download import Checksums, Downloads, Outcome
+from distspec.sources.archives.manifest import Failure, Manifest
+from distspec.sources.archives.sdss import list_sdss
+from distspec.sources.archives.transfer import Client
 
 __all__ = ["Fetched", "fetch"]
 
@@ -86,7 +86,7 @@ def _plan(
     match settings:
         case FetchSparcl():
             # Imported here: the other archives need no Parquet.
-            from distspec.archives.sparcl import Batches, list_sparcl
+            from distspec.sources.archives.sparcl import Batches, list_sparcl
 
             batches = Batches(client, settings.url.rstrip("/"), settings.release, folder, manifest, settings.check)
             return batches, *list_sparcl(settings, batches)

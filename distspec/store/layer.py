@@ -17,8 +17,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.sync import sync
 
 from distspec.errors import LayoutError, PartialShardError, StoreError, StoreNotFoundError
-from distspec.store.chunks import ShardFiles, shard_files
 from distspec.store.places import place_of
+from distspec.store.shard_files import ShardFiles, shard_files
 
 __all__ = ["SCHEMA", "Fields", "Layer", "create_layer", "field_of", "group_of", "open_layer"]
 

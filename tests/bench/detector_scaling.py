@@ -21,10 +21,10 @@ from threadpoolctl import threadpool_limits
 
 from distspec.config import Fisher, Forest, Isolation, Pca
 from distspec.detectors import ClassicalDetector
-from distspec.detectors.features import Features
-from distspec.detectors.fitted import DETECTORS
-from distspec.detectors.forest import UnsupervisedForest, synthesize
-from distspec.detectors.trees import Trees
+from distspec.detectors.classical.features import Features
+from distspec.detectors.classical.forest import UnsupervisedForest, synthesize
+from distspec.detectors.classical.saved import DETECTORS
+from distspec.detectors.classical.trees import Trees
 from distspec.spectra import Spectra, WaveGrid
 from tests.bench.score_throughput import commit, cpu_model
 

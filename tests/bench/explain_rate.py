@@ -28,16 +28,16 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from distspec.config import RECONSTRUCTION, Dense, Imo, Lime, Scale, Score, Sliced, Uniform, Variational
 from distspec.detectors.explainable import Explainable
-from distspec.detectors.model import DENSITY, ModelScores
-from distspec.detectors.reconstruction import reconstruction_scores
+from distspec.detectors.neural.reconstruction import reconstruction_scores
+from distspec.detectors.neural.scores import DENSITY, ModelScores
 from distspec.explainers import Explanation
 from distspec.explainers.lime import LimeExplainer
 from distspec.explainers.occlusion import ImoExplainer
 from distspec.explainers.perturbations import perturb
 from distspec.models.build import build_autoencoder
 from distspec.models.checkpoint import Checkpoint
-from distspec.models.density import LatentDensity
-from distspec.models.sliced import Sample, fit_sliced
+from distspec.models.flows.density import LatentDensity
+from distspec.models.flows.sliced import Sample, fit_sliced
 from distspec.spectra import Spectra, WaveGrid
 from tests.bench.score_throughput import commit, cpu_model
 

@@ -23,12 +23,12 @@ import numpy as np
 from astropy.io import fits
 
 from distspec.config import Experiment, Simulate, load
-from distspec.runtime import connect
+from distspec.runtime.workers import connect
 from distspec.sources import Piece, open_source
-from distspec.sources.simulate import SimulatedSurvey
-from distspec.sources.write_files import DESI_ARMS, write_desi, write_sdss
-from distspec.stages import ingest as stage
+from distspec.sources.simulation.survey import SimulatedSurvey
+from distspec.stages.ingest import stage
 from tests.bench.score_throughput import commit, cpu_model, rates
+from tests.support.survey_files import DESI_ARMS, write_desi, write_sdss
 
 TARGETS = 500
 CASES = {"desi 1000 px": ("desi", "pae"), "desi 7781 px": ("desi", "desi"), "sdss 1000 px": ("sdss", "pae")}

@@ -17,15 +17,15 @@ import torch
 from scipy.stats import spearmanr
 
 from distspec.config import Experiment, load
-from distspec.feed import Feed
-from distspec.models.autoencoder import TwoStage
+from distspec.models.autoencoders.dense import TwoStage
 from distspec.models.checkpoint import Checkpoint
+from distspec.models.training.feed import Feed
 from distspec.pipeline import Products, run
-from distspec.prepare import Recipe
-from distspec.scores import score_names
-from distspec.sources.simulate import SimulatedSurvey
+from distspec.prepare.recipe import Recipe
+from distspec.results.scores import score_names
+from distspec.results.truth import has_truth
+from distspec.sources.simulation.survey import SimulatedSurvey
 from distspec.spectra import Spectra
-from distspec.truth import has_truth
 
 Values = np.ndarray[Any, Any]
 

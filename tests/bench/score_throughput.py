@@ -24,16 +24,16 @@ import torch
 import zarr
 
 from distspec.config import Dense, Experiment
-from distspec.detectors.reconstruction import SCORES, reconstruction_scores
-from distspec.layout import score_layer, store_path
-from distspec.lines import near_lines
-from distspec.models.autoencoder import DenseAutoencoder
+from distspec.detectors.neural.reconstruction import SCORES, reconstruction_scores
+from distspec.models.autoencoders.dense import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
-from distspec.runtime import connect
-from distspec.stages import score as stage
-from distspec.stages.ingest import ingest
+from distspec.results.layout import score_layer, store_path
+from distspec.runtime.tracking import Run
+from distspec.runtime.workers import connect
+from distspec.spectra.lines.wavelengths import near_lines
+from distspec.stages.ingest.stage import ingest
+from distspec.stages.score import stage
 from distspec.store import SpectraStore
-from distspec.tracking import Run
 
 Values = np.ndarray[Any, Any]
 

@@ -21,13 +21,13 @@ import zuko
 from torch import Tensor
 
 from distspec.config import Sliced
-from distspec.models import marginals, sliced
-from distspec.models.components import find_components
-from distspec.models.density import Labelled, LatentDensity, fit_classes
-from distspec.models.group import ALONE
-from distspec.models.marginals import Marginal, fit_splines
-from distspec.models.sliced import Sample, fit_sliced
-from distspec.models.spline import spline_forward
+from distspec.models.flows import marginals, sliced
+from distspec.models.flows.components import find_components
+from distspec.models.flows.density import Labelled, LatentDensity, fit_classes
+from distspec.models.flows.marginals import Marginal, fit_splines
+from distspec.models.flows.sliced import Sample, fit_sliced
+from distspec.models.flows.spline import spline_forward
+from distspec.models.training.group import ALONE
 
 ROWS, DIMENSIONS = 209_462, 10
 """Of the sample of Böhm, Kim & Juneau."""

@@ -20,8 +20,8 @@ import zarr
 from numcodecs import blosc
 
 from distspec.config import Prepare, Simulate
-from distspec.prepare import Recipe
-from distspec.sources.simulate import SimulatedSurvey
+from distspec.prepare.recipe import Recipe
+from distspec.sources.simulation.survey import SimulatedSurvey
 from distspec.spectra import Spectra
 from distspec.store import SpectraStore, limit_threads
 from tests.bench.score_throughput import commit, cpu_model

@@ -19,14 +19,14 @@ import torch
 from mlflow import MlflowClient
 
 from distspec.config import Experiment, load
-from distspec.feed import Feed
-from distspec.models.autoencoder import DenseAutoencoder, masked_chi2
-from distspec.runtime import connect
-from distspec.stages.ingest import ingest
-from distspec.stages.train import Reconstruction, train
+from distspec.models.autoencoders.dense import DenseAutoencoder, masked_chi2
+from distspec.models.training.feed import Feed
+from distspec.models.training.loop import Reconstruction, fit
+from distspec.runtime.tracking import tracking_uri
+from distspec.runtime.workers import connect
+from distspec.stages.ingest.stage import ingest
+from distspec.stages.train.stage import train
 from distspec.store import SpectraStore
-from distspec.tracking import tracking_uri
-from distspec.training import fit
 
 LEFT_OUT = 1
 """First epochs of each form, which read the store and warm up."""

@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from distspec.config import Convolutional, Dense, Forest, Score, Sliced, Variational
+from distspec.detectors.classical.forest import UnsupervisedForest
 from distspec.detectors.explainable import Explainable
-from distspec.detectors.forest import UnsupervisedForest
-from distspec.detectors.mixing import QUADRATIC
-from distspec.detectors.model import ModelScores
+from distspec.detectors.neural.perturbed import QUADRATIC
+from distspec.detectors.neural.scores import ModelScores
 from distspec.errors import ConfigError
-from distspec.mixture import Mixture
-from distspec.models.autoencoder import TwoStage
+from distspec.models.autoencoders.dense import TwoStage
+from distspec.models.autoencoders.ends import ends_of
 from distspec.models.build import build_autoencoder
 from distspec.models.checkpoint import Checkpoint
-from distspec.models.density import LatentDensity
-from distspec.models.ends import ends_of
-from distspec.models.sliced import Sample, fit_sliced
+from distspec.models.flows.density import LatentDensity
+from distspec.models.flows.sliced import Sample, fit_sliced
 from distspec.spectra import Spectra, WaveGrid
+from distspec.spectra.perturbed import Mixture
 
 SETTINGS = Score(metrics=("mad", "lp"), batch=64)
 

@@ -9,8 +9,8 @@ from torch.distributions import MultivariateNormal
 
 from distspec.config import Spline
 from distspec.explainers.ascent import Path, ascend, growth
-from distspec.models.density import LatentDensity
-from distspec.models.spline_flow import SplineFlow
+from distspec.models.flows.density import LatentDensity
+from distspec.models.flows.spline_flow import SplineFlow
 
 D = 3
 MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)

@@ -10,7 +10,7 @@ from distspec.errors import ConfigError
 from distspec.explainers.gradients import GradientExplainer
 from distspec.models.checkpoint import Checkpoint
 from distspec.spectra import Spectra
-from tests.explainers.asked import Asked, all_good, linear, of_model
+from tests.support.asked import Asked, all_good, linear, of_model
 
 ALL = [
     Gradient(),

@@ -7,7 +7,6 @@ import pytest
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 from sklearn.metrics import adjusted_rand_score
 
-from distspec.clustering import cluster, normalized
 from distspec.config import (
     AnyMethod,
     Cluster,
@@ -22,9 +21,10 @@ from distspec.config import (
 )
 from distspec.explainers import Explanation
 from distspec.explainers.build import build_explainer
-from distspec.segments import fold
 from distspec.spectra import LIGHT_SPEED, Spectra
-from tests.explainers.oddities import (
+from distspec.spectra.segments import fold
+from distspec.statistics.clustering import cluster, normalized
+from tests.support.oddities import (
     H_ALPHA,
     O_III,
     TRAINING,

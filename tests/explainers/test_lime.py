@@ -28,12 +28,12 @@ from distspec.config import (
 from distspec.errors import ConfigError
 from distspec.explainers.lime import LimeExplainer, Surrogate
 from distspec.explainers.perturbations import perturb
-from distspec.explainers.segments import line_segments, slic_segments
-from distspec.lines import EMISSION
+from distspec.explainers.segmentation import line_segments, slic_segments
 from distspec.models.checkpoint import Checkpoint
-from distspec.segments import uniform_segments
 from distspec.spectra import LIGHT_SPEED, Spectra, WaveGrid
-from tests.explainers.asked import Asked, all_good, linear, of_model
+from distspec.spectra.lines.wavelengths import EMISSION
+from distspec.spectra.segments import uniform_segments
+from tests.support.asked import Asked, all_good, linear, of_model
 
 
 def segment_sums(values: np.ndarray, segment_of: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from distspec.config import Ablation, Imo, Occlusion
 from distspec.explainers.occlusion import AblationExplainer, ImoExplainer, _sliding, chunks, combine
 from distspec.models.checkpoint import Checkpoint
 from distspec.spectra import Spectra, WaveGrid
-from tests.explainers.asked import Asked, all_good, linear, of_model
+from tests.support.asked import Asked, all_good, linear, of_model
 
 WINDOWS = (1, 4, 16, 64)
 

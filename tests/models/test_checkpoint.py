@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from distspec.config import Dense, Score
-from distspec.detectors.model import ModelScores
+from distspec.detectors.neural.scores import ModelScores
 from distspec.errors import CheckpointError
-from distspec.models.autoencoder import DenseAutoencoder
+from distspec.models.autoencoders.dense import DenseAutoencoder
 from distspec.models.checkpoint import SCHEMA, Checkpoint, read_tensors, write_folder
 from distspec.spectra import Spectra, WaveGrid
 

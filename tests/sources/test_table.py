@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from distspec.config import Table
 from distspec.errors import SourceError
 from distspec.sources import Piece, Source
-from distspec.sources.parquet import _EXTENSION_MARKS
+from distspec.sources.files.parquet import _EXTENSION_MARKS
 from distspec.sources.table import SpectrumTable
 from distspec.sources.uniform import uniform_grid
 from distspec.spectra import Columns, Spectra, Status, WaveGrid

@@ -22,15 +22,15 @@ from astropy.io import fits
 from astropy.table import Table
 from filelock import FileLock
 
-from distspec.archives.desi import list_desi
-from distspec.archives.sdss import list_sdss, spec_paths
-from distspec.archives.transfer import Client
 from distspec.config import Sdss, Transfer, load_fetch
 from distspec.config import Table as TableSource
 from distspec.errors import ConfigError, SourceError
 from distspec.sources import open_source
+from distspec.sources.archives.desi import list_desi
+from distspec.sources.archives.sdss import list_sdss, spec_paths
+from distspec.sources.archives.transfer import Client
 from distspec.stages.fetch import Fetched, fetch
-from tests.archive_server import HTML, ArchiveServer, Fault, SparclService
+from tests.support.archive_server import HTML, ArchiveServer, Fault, SparclService
 from tests.test_cli import call
 
 QUICK = ("transfer.per_second=500", "transfer.backoff=0.01", "transfer.stall_timeout=0.5", "transfer.attempts=4")

@@ -9,13 +9,13 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distspec.audit import audit
 from distspec.errors import LayoutError, PartialShardError, StoreError
-from distspec.sample import Statistics
 from distspec.spectra import Spectra, Status, WaveGrid
+from distspec.stages.ingest.check import audit
 from distspec.store import Inventory, SpectraStore
+from distspec.store.frozen import Statistics
 from tests.conftest import make_spectra, make_store
-from tests.small import contents
+from tests.support.small import contents
 
 GRID = WaveGrid.between("log", 3600.0, 7200.0, 24)
 

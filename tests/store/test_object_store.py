@@ -12,12 +12,12 @@ from obstore.store import from_url
 
 from distspec.errors import StoreError, StoreNotFoundError
 from distspec.pipeline import run
-from distspec.sources.simulate import SimulatedSurvey
-from distspec.sources.write_files import write_sdss
+from distspec.sources.simulation.survey import SimulatedSurvey
 from distspec.spectra import Spectra
 from distspec.store import Inventory, SpectraStore
 from tests.conftest import make_store
-from tests.small import small
+from tests.support.small import small
+from tests.support.survey_files import write_sdss
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,342 @@
+"""Fitting a network by gradient descent: one loop for every network, alone or in a group of workers.
+
+The state after each epoch is a folder that appears whole; a fit that was killed goes on from the newest one and ends
+with the same weights. What a worker does here is plain torch; who starts the workers is not its business.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distspec.config import Fit
+from distspec.errors import ConfigError
+from distspec.models.autoencoders.dense import Loss, TwoStage
+from distspec.models.checkpoint import read_tensors, write_folder
+
+__all__ = ["Batches", "Epoch", "Reconstruction", "best_weights", "fit", "keep_state", "newest_epochs", "newest_state"]
+
+Epoch = dict[str, float]
+"""Numbers of one epoch: train_loss, validation_loss, learning_rate; and two that a repetition changes: seconds since
+the epoch before was measured (of training, validation, keeping and telling), and waiting, the share of the training
+steps' time in which there was no data."""
+
+_ONE_CYCLE_RISE = 0.3
+
+_ONE_CYCLE_START = 25.0
+
+
+class Batches(Protocol):
+    """What a network is fitted to; every worker has its own, with the same number of steps."""
+
+    steps: int
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
+        """Give the training batches of an epoch, on the device."""
+        ...
+
+    def validation_batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """Give the validation batches."""
+        ...
+
+
+class Reconstruction(nn.Module):
+    """The loss of an autoencoder, as `fit` wants it; with a chain, that of its second stage.
+
+    Arguments:
+        model: whose weights are fitted.
+        kind: of the loss.
+        chain: whose first stage makes what the model is to reconstruct.
+    """
+
+    def __init__(self, model: nn.Module, kind: Loss, chain: TwoStage | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.kind = kind
+        # In a list, so that the first stage is no part of this module: its weights stand still.
+        self._chain = [chain]
+
+    def forward(self, flux: Tensor, ivar: Tensor, redshift: Tensor, epoch: int, epochs: int) -> tuple[Tensor, Tensor]:
+        """Give (total, count) of a batch."""
+        chain = self._chain[0]
+        if chain is not None:
+            with torch.no_grad():
+                chain.first.eval()
+                flux, ivar = chain.clean(flux, ivar, redshift)
+        loss: tuple[Tensor, Tensor] = self.model.loss(  # type: ignore[operator]
+            flux, ivar, redshift, kind=self.kind, epoch=epoch, epochs=epochs
+        )
+        return loss
+
+
+def fit(
+    model: nn.Module,
+    objective: nn.Module,
+    feed: Batches,
+    settings: Fit,
+    state: Path,
+    seed: int,
+    device: torch.device,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    section: str = "train",
+) -> list[Epoch]:
+    """Fit a network, or go on with it; afterwards the model holds its best weights.
+
+    Arguments:
+        model: whose weights are fitted and kept.
+        objective: holds the model; called with a batch and `epoch`, `epochs`, it gives (total, count), whose sums over
+            batches and workers divide to the loss.
+        feed: training and validation batches.
+        settings: optimizer, schedule, patience, precision.
+        state: folder of the states.
+        seed: of dropout and of what else is random; each worker draws its own.
+        device: of the model.
+        on_epoch: called on every worker when an epoch is done and kept.
+        section: where these settings stand, for messages.
+
+    Returns:
+        The numbers of all epochs.
+
+    Raises:
+        ConfigError: the loss is not finite.
+        CheckpointError: the state cannot be written.
+    """
+    group = dist.is_available() and dist.is_initialized()
+    rank = dist.get_rank() if group else 0
+    driven = _distributed(objective, device) if group else objective
+    optimizer = _optimizer(model, settings)
+    epochs, best = _resume(state, model, optimizer)
+    measured = time.perf_counter()
+    for epoch in range(len(epochs), settings.epochs):
+        if _stale(settings, epochs):
+            break
+        # What is random in a resumed epoch is what it was in an unbroken run.
+        torch.manual_seed((seed * 1_000_003 + epoch) * 1_009 + rank)
+        numbers = _train_epoch(driven, optimizer, feed, settings, epochs, device)
+        numbers["validation_loss"] = _validate(objective, feed, settings, epoch, device)
+        before, measured = measured, time.perf_counter()
+        numbers["seconds"] = measured - before
+        if not all(map(math.isfinite, numbers.values())):
+            rate = settings.learning_rate
+            raise ConfigError(
+                f"the loss is not finite in epoch {epoch}; lower {section}.learning_rate (now {rate:g}), or set "
+                f"{section}.clip"
+            )
+        epochs.append(numbers)
+        if _since_best(settings, epochs) == 0:
+            best = _weights(model)
+        if rank == 0:
+            _keep(state, model, best, optimizer, epochs)
+        on_epoch(numbers)
+    if best:
+        model.load_state_dict(best)
+    return epochs
+
+
+def _distributed(objective: nn.Module, device: torch.device) -> nn.Module:
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
+
+
+def _optimizer(model: nn.Module, settings: Fit) -> torch.optim.Optimizer:
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    kinds: dict[str, Any] = {"adam": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop, "sgd": torch.optim.SGD}
+    made: torch.optim.Optimizer = kinds[settings.optimizer](
+        weights, lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    return made
+
+
+def _train_epoch(
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    feed: Batches,
+    settings: Fit,
+    epochs: Sequence[Epoch],
+    device: torch.device,
+) -> Epoch:
+    """Do one pass; the loss is the mean over all workers' batches."""
+    objective.train()
+    epoch, rate = len(epochs), 0.0
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    begun, waited = time.perf_counter(), 0.0
+    batches = iter(feed.batches(epoch))
+    for step in range(feed.steps):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        rate = learning_rate(settings, epoch * feed.steps + step, feed.steps * settings.epochs, epochs)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            total, count = objective(*batch, epoch=epoch, epochs=settings.epochs)
+        together = count.detach().to(torch.float32)
+        workers = _add_up(together)
+        # Workers' gradients are averaged, so that their sum must be divided by the count of all of them.
+        (total * (workers / together.clamp_min(1.0))).backward()
+        if settings.clip is not None:
+            nn.utils.clip_grad_norm_(objective.parameters(), settings.clip)
+        optimizer.step()
+        sums += torch.stack([total.detach().double(), count.detach().double()])
+    _add_up(sums)
+    loss = float(sums[0] / sums[1].clamp_min(1))
+    return {"train_loss": loss, "learning_rate": rate, "waiting": waited / (time.perf_counter() - begun)}
+
+
+@torch.no_grad()
+def _validate(objective: nn.Module, feed: Batches, settings: Fit, epoch: int, device: torch.device) -> float:
+    """Give the loss over the whole validation set."""
+    objective.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    for batch in feed.validation_batches():
+        total, count = objective(*batch, epoch=epoch, epochs=settings.epochs)
+        sums += torch.stack([total.double(), count.double()])
+    _add_up(sums)
+    return float(sums[0] / sums[1].clamp_min(1))
+
+
+def _add_up(values: Tensor) -> int:
+    """Add up over all workers in place; give their number."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    dist.all_reduce(values)
+    return dist.get_world_size()
+
+
+def learning_rate(settings: Fit, step: int, steps: int, epochs: Iterable[Epoch]) -> float:
+    """Give the learning rate of a step; a function of the past alone, so that a resumed fit takes the same.
+
+    Arguments:
+        settings: schedule and rates.
+        step: number of this step since the first epoch.
+        steps: of all epochs.
+        epochs: numbers of the epochs that are done.
+    """
+    first, last = settings.learning_rate, settings.final_learning_rate
+    if settings.schedule == "polynomial":
+        return first + (last - first) * min(1.0, step / (settings.decay_steps or steps))
+    if settings.schedule == "plateau":
+        # A rate that falls below the final one would stand still.
+        return max(last, first * 0.1 ** _plateaus(settings, epochs))
+    if settings.schedule == "one_cycle":
+        rise = _ONE_CYCLE_RISE * steps
+        if step < rise:
+            return _cosine(first / _ONE_CYCLE_START, first, step / rise)
+        return _cosine(first, last, (step - rise) / max(steps - rise, 1))
+    return first
+
+
+def _cosine(start: float, stop: float, share: float) -> float:
+    return stop + (start - stop) * (1 + math.cos(math.pi * share)) / 2
+
+
+def _plateaus(settings: Fit, epochs: Iterable[Epoch]) -> int:
+    """Count how often the validation loss has stood still for `plateau` epochs."""
+    best, since, count = math.inf, 0, 0
+    for epoch in epochs:
+        better = epoch["validation_loss"] < best - settings.min_delta
+        best, since = (epoch["validation_loss"], 0) if better else (best, since + 1)
+        if since == settings.plateau:
+            since, count = 0, count + 1
+    return count
+
+
+def _since_best(settings: Fit, epochs: Iterable[Epoch]) -> int:
+    """Count the epochs since the last one that was the best by more than `min_delta`; 0 if it is the newest."""
+    best, since = math.inf, 0
+    for epoch in epochs:
+        better = epoch["validation_loss"] < best - settings.min_delta
+        best, since = (epoch["validation_loss"], 0) if better else (best, since + 1)
+    return since
+
+
+def _stale(settings: Fit, epochs: Sequence[Epoch]) -> bool:
+    return bool(epochs) and _since_best(settings, epochs) >= settings.patience
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def _keep(
+    state: Path, model: nn.Module, best: dict[str, Tensor], optimizer: torch.optim.Optimizer, epochs: list[Epoch]
+) -> None:
+    moments = {
+        f"{index}.{name}": value.detach().cpu().clone()
+        for index, slot in optimizer.state_dict()["state"].items()
+        for name, value in slot.items()
+        if isinstance(value, Tensor)
+    }
+    keep_state(state, len(epochs) - 1, {"model": _weights(model), "best": best, "optimizer": moments}, epochs)
+
+
+def keep_state(state: Path, number: int, parts: dict[str, dict[str, Tensor]], epochs: Sequence[Epoch]) -> None:
+    """Write a state; the two newest stay, so that a damaged one costs an epoch and not the run."""
+    files = {f"{name}.safetensors": save(tensors) for name, tensors in parts.items()}
+    sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    files["state.json"] = json.dumps({"epochs": list(epochs), "sha256": sha256}).encode()
+    write_folder(state / f"epoch-{number:05d}", files)
+    for old in sorted(state.glob("epoch-*"))[:-2]:
+        for path in old.iterdir():
+            path.unlink()
+        old.rmdir()
+
+
+def newest_state(state: Path) -> tuple[Path | None, list[Epoch]]:
+    """Find the last whole state: its folder and the numbers of all epochs up to it."""
+    for folder in sorted(state.glob("epoch-*"), reverse=True):
+        try:
+            text = json.loads((folder / "state.json").read_bytes())
+            # A truncated file from a failing disk must not stop a training that has an older whole state.
+            for name, sha256 in text["sha256"].items():
+                if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
+                    raise ValueError(f"{name} is damaged")
+            epochs = [dict(epoch) for epoch in text["epochs"]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        return folder, epochs
+    return None, []
+
+
+def newest_epochs(state: Path) -> list[Epoch]:
+    """Read the numbers of the epochs so far, for who only looks on: what a state holds beside is not verified."""
+    for folder in sorted(state.glob("epoch-*"), reverse=True):
+        try:
+            return [dict(epoch) for epoch in json.loads((folder / "state.json").read_bytes())["epochs"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return []
+
+
+def best_weights(state: Path, name: str = "best") -> dict[str, Tensor]:
+    """Read one part of the newest state; empty if there is no state."""
+    folder, _ = newest_state(state)
+    if folder is None:
+        return {}
+    sha256 = json.loads((folder / "state.json").read_bytes())["sha256"][f"{name}.safetensors"]
+    return read_tensors(folder / f"{name}.safetensors", sha256)
+
+
+def _resume(state: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[Epoch], dict[str, Tensor]]:
+    """Load the newest whole state, if there is one: numbers so far, best weights."""
+    folder, epochs = newest_state(state)
+    if folder is None:
+        return [], {}
+    parts = {name: best_weights(state, name) for name in ("model", "best", "optimizer")}
+    model.load_state_dict(parts["model"])
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in parts["optimizer"].items():
+        index, _, name = key.partition(".")
+        slots.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    return epochs, parts["best"]

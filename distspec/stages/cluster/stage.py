@@ -1,0 +1,363 @@
+"""`distspec cluster`: explanations -> groups of spectra that are odd for the same reason, and what is in each.
+
+What is clustered fits in memory, a number for each region of some thousand spectra; the spectra themselves are read
+in chunks. `clusters.json` is written last, so what there is of it is whole; `section.py`
+says what it holds.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64, Shaped
+
+from distspec.config import Cluster, Experiment
+from distspec.errors import CheckpointError, ConfigError, StoreError
+from distspec.models.checkpoint import read_json, write_folder
+from distspec.results.layout import cluster_folder
+from distspec.results.lines import Diagnosed
+from distspec.results.scores import listed
+from distspec.results.truth import segments_of
+from distspec.runtime.tracking import Run
+from distspec.spectra.segments import edges_of, fold
+from distspec.stages.cluster.members import (
+    axis_of,
+    concentrations,
+    counts_of,
+    mean_of,
+    moved,
+    number,
+    plain,
+    planted,
+    spread,
+    stacks,
+)
+from distspec.stages.cluster.peaks import peaks
+from distspec.stages.cluster.section import SCHEMA, picture
+from distspec.statistics.clustering import EXACT, Clusters, components_for, leaning, normalized
+from distspec.statistics.clustering import cluster as find_clusters
+from distspec.store import Layer, SpectraStore
+
+__all__ = ["Clustered", "cluster", "clustered_of"]
+
+_TOLD: Final = 24
+"""Clusters whose spectra are averaged, the largest; of others only numbers are told."""
+
+_LISTED: Final = 20
+"""Members of highest score that are named; all are in the table."""
+
+_VARIANCE: Final = 0.9
+
+_PROPERTIES: Final = ("z", "snr")
+
+_COLUMNS: Final = ("ra", "dec", "z", "snr", "class", "subclass", "anomaly")
+"""Catalogue columns of the table of members, where the store has them."""
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """What clustering left.
+
+    Arguments:
+        folder: with clusters.json and members.csv.
+        facts: the JSON.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+
+
+def cluster(experiment: Experiment, store: SpectraStore, layer: Layer, lines: Layer | None = None) -> Clustered:
+    """Cluster the explanations of one score by one method; what is done is not done again.
+
+    Arguments:
+        experiment: with the cluster settings.
+        store: the spectra.
+        layer: of the explain stage: `row`, `rank` [scores] and `weights` [scores, regions], and `names` of the scores.
+        lines: layer of lines measured in the same spectra; without it clusters are told without words about lines.
+
+    Raises:
+        ConfigError: the layer is of another method or has not the score, or nothing is explained.
+        StoreError: explanations are not finished, or a file cannot be written.
+        CheckpointError: what an earlier run left is damaged.
+    """
+    found = clustered_of(experiment, store, layer)
+    if found is not None:
+        return found
+    listing = _listing(experiment, store, layer)
+    folder = _folder(experiment, store, layer)
+    lineage = {"store": store.digest, "explanations": layer.name, "model": str(layer.attributes.get("model", ""))}
+    with Run(experiment, "cluster", folder.name, lineage) as run:
+        run.reads(experiment.name, store.digest, store.path)
+        facts, table = _clustered(experiment, store, layer, listing, lines)
+        content = json.dumps(facts, allow_nan=False) + "\n"
+        facts = json.loads(content)  # as whoever opens the file finds them
+        write_folder(folder, {"members.csv": table, "clusters.json": content.encode()})
+        run.metrics(_metrics(facts))
+        run.summary(facts, "clusters.json")
+        run.figure(picture(facts), "clusters.png")
+    return Clustered(folder, facts)
+
+
+def clustered_of(experiment: Experiment, store: SpectraStore, layer: Layer) -> Clustered | None:
+    """Open the clusters of these explanations, if there are any.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    folder = _folder(experiment, store, layer)
+    path = folder / "clusters.json"
+    if not path.is_file():
+        return None
+    facts = read_json(path, "run `distspec cluster` again")
+    if facts.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path} has schema {facts.get('schema')}, expected {SCHEMA}; remove it and cluster again"
+        )
+    return Clustered(folder, facts)
+
+
+def _folder(experiment: Experiment, store: SpectraStore, layer: Layer) -> Path:
+    return cluster_folder(experiment, store.digest, layer, _score(experiment))
+
+
+def _score(experiment: Experiment) -> str:
+    return experiment.cluster.score or experiment.explain.scores[0]
+
+
+def _method(experiment: Experiment) -> str:
+    return experiment.cluster.method or experiment.explain.methods[0].name
+
+
+# --- what is clustered -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Listing:
+    """The spectra that are clustered, that of highest score first.
+
+    Arguments:
+        rows: of the store.
+        ranks: in the list of the score, from 0.
+        weights: of their regions; those of pixels are added up over windows.
+        edges: of the regions, Å.
+        heaviest: centre of the region of largest |weight|, Å; NaN where all are zero.
+        explained: spectra in the list.
+        unknown: those that could not be explained.
+    """
+
+    rows: Int64[np.ndarray, "n"]
+    ranks: Int64[np.ndarray, "n"]
+    weights: Float64[np.ndarray, "n regions"]
+    edges: Float64[np.ndarray, "regions+1"]
+    heaviest: Float64[np.ndarray, "n"]
+    explained: int
+    unknown: int
+
+
+def _listing(experiment: Experiment, store: SpectraStore, layer: Layer) -> _Listing:
+    method, score, scores = _method(experiment), _score(experiment), list(layer.attributes["names"])
+    if layer.attributes.get("method") != method:
+        raise ConfigError(f"cluster.method is {method!r}; {layer.name} explains by {layer.attributes.get('method')!r}")
+    if score not in scores:
+        raise ConfigError(f"no explanations of score {score!r} to cluster; there are {', '.join(scores) or 'none'}")
+    if layer.pending():
+        raise StoreError(
+            f"{layer.name} lacks {len(layer.pending())} of {layer.shards} shards; run `distspec explain` to finish it"
+        )
+    place = scores.index(score)
+    ranks = layer.read("rank")[:, place].astype(np.int64)
+    inside = np.flatnonzero(ranks >= 0)
+    order = inside[np.argsort(ranks[inside], kind="stable")]
+    segment_of = segments_of(store.grid, layer)
+    parts = [np.zeros((0, int(segment_of[-1]) + 1))]
+    for shard in range(layer.shards):
+        # Shard by shard: weights of all pixels are many, and those of other scores are not asked for.
+        weights = layer.read("weights", *layer.bounds(shard))[:, place].astype(np.float64)
+        weights[~np.isfinite(weights)] = np.nan
+        parts.append(fold(weights, segment_of)[0])
+    weights = np.concatenate(parts[1:] or parts)[order]
+    edges = edges_of(store.grid, fold(np.zeros(int(segment_of[-1]) + 1), segment_of)[1])
+    known: Bool[np.ndarray, "n"] = np.asarray(np.isfinite(weights).all(axis=1))
+    if not known.any():
+        raise ConfigError(
+            f"none of {len(order)} spectra of score {score!r} is explained by {method}: nothing to cluster"
+        )
+    order, weights = order[known], weights[known]
+    taken = listed(len(order), experiment.cluster.fraction)
+    rows = layer.read("row")[order[:taken]]
+    size = np.abs(weights[:taken])
+    heaviest = np.where(size.any(axis=1), (0.5 * (edges[:-1] + edges[1:]))[size.argmax(axis=1)], np.nan)
+    return _Listing(rows, ranks[order[:taken]], weights[:taken], edges, heaviest, len(known), int((~known).sum()))
+
+
+def _clustered(
+    experiment: Experiment, store: SpectraStore, layer: Layer, listing: _Listing, lines: Layer | None
+) -> tuple[dict[str, Any], bytes]:
+    """Make the content of clusters.json and of members.csv."""
+    settings = experiment.cluster
+    vectors = normalized(listing.weights, settings.normalize, settings.signed)
+    found = find_clusters(vectors, settings, experiment.seed)
+    there = [name for name in _COLUMNS if name in store.column_names]
+    columns: dict[str, Shaped[np.ndarray, "n"]] = {name: store.column(name, listing.rows) for name in there}
+    ids = [str(value) for value in store.column("id", listing.rows)]
+    scan = found.scan
+    facts: dict[str, Any] = {
+        "schema": SCHEMA,
+        "store": store.digest,
+        "frame": store.frame,
+        "grid": asdict(store.grid),
+        "layer": layer.name,
+        "model": layer.attributes.get("model"),
+        "method": _method(experiment),
+        "score": _score(experiment),
+        "settings": settings.model_dump(mode="json"),
+        "explained": listing.explained,
+        "unknown": listing.unknown,
+        "clustered": len(listing.rows),
+        "noise": found.noise,
+        "notes": list(found.notes),
+        "edges": plain(listing.edges, 9),
+        "components": {"share": _VARIANCE, "number": components_for(vectors, _VARIANCE)},
+        "silhouette": mean_of(found.silhouette),
+        "sampled": EXACT if len(found.labels) - found.noise > EXACT else None,
+        "scan": None
+        if scan is None
+        else {"k": scan.k.tolist(), "inertia": plain(scan.inertia), "silhouette": plain(scan.silhouette)},
+        "properties": {name: axis_of(columns[name]) for name in _PROPERTIES if name in there},
+    }
+    facts["clusters"] = _each(store, listing, found, facts["properties"], columns, ids, settings)
+    if lines is not None and "z" in columns:
+        size = np.abs(normalized(listing.weights, settings.normalize, signed=True))
+        _tell_lines(facts["clusters"], store, listing, found, columns["z"].astype(np.float64), size, lines)
+    facts["concentrations"] = concentrations(experiment, store, listing.rows, found.labels, facts["clusters"])
+    facts["truth"] = planted(store, listing.rows, found.labels)
+    return facts, _members_csv(listing, found, columns, ids)
+
+
+# --- what each cluster is --------------------------------------------------------------------------------------------
+
+
+def _each(
+    store: SpectraStore,
+    listing: _Listing,
+    found: Clusters,
+    axes: dict[str, Any],
+    columns: dict[str, Shaped[np.ndarray, "n"]],
+    ids: Sequence[str],
+    settings: Cluster,
+) -> list[dict[str, Any]]:
+    """Describe the clusters, the largest first."""
+    told = min(len(found.centroids), _TOLD)
+    spectra = stacks(store, listing.rows, found.labels, told)
+    shape = normalized(listing.weights, settings.normalize, signed=True)
+    leans = {name: leaning(found.labels, columns[name].astype(np.float64)) for name in axes}
+    described = []
+    for label, size in enumerate(found.sizes.tolist()):
+        members = np.flatnonzero(found.labels == label)
+        size_of = np.abs(shape[members]).mean(axis=0)
+        most = float(size_of.max(initial=0.0)) or 1.0
+        mean, signed = size_of / most, shape[members].mean(axis=0) / most
+        nearest = members[np.argsort(found.distance[members], kind="stable")[: settings.nearest]]
+        found_at = [asdict(one) for one in peaks(mean, signed, listing.edges, rest=store.frame == "rest")]
+        described.append(
+            {
+                "label": label,
+                "size": size,
+                "share": size / len(listing.rows),
+                "silhouette": mean_of(found.silhouette[members]),
+                "distance": number(float(np.median(found.distance[members]))),
+                "weights": {"mean": plain(mean), "signed": plain(signed)} if label < told else None,
+                "spectrum": spectra[label] if label < told else None,
+                "peaks": found_at,
+                "moved": moved(listing.heaviest[members], columns["z"][members], store.frame)
+                if "z" in columns
+                else None,
+                "nearest": [_member(listing, found, ids, place) for place in nearest.tolist()],
+                "top": [_member(listing, found, ids, place) for place in members[:_LISTED].tolist()],
+                "properties": {
+                    name: spread(columns[name][members], axes[name]) | {"leaning": asdict(leans[name][label])}
+                    for name in axes
+                },
+                "classes": counts_of(columns["class"][members]) if "class" in columns else None,
+                "exposures": [],
+                "text": None,
+                "bpt": None,
+            }
+        )
+    return described
+
+
+def _tell_lines(
+    clusters: list[dict[str, Any]],
+    store: SpectraStore,
+    listing: _Listing,
+    found: Clusters,
+    z: Float64[np.ndarray, "n"],
+    size: Float64[np.ndarray, "n regions"],
+    lines: Layer,
+) -> None:
+    """Say in words what lines the members of each cluster have, and count their classes by line ratios."""
+    diagnosed = Diagnosed(store, lines)
+    region = np.searchsorted(listing.edges[1:-1], store.grid.wave, side="right")
+    pixels = np.maximum(np.bincount(region, minlength=size.shape[1]), 1)
+    for one in clusters:
+        members = np.flatnonzero(found.labels == one["label"])
+        weights = (size[members].mean(axis=0) / pixels)[region]
+        told = diagnosed.cluster(listing.rows[members], weights, z[members], listing.heaviest[members])
+        one["text"], one["bpt"] = told.text, diagnosed.classes(listing.rows[members])
+
+
+def _member(listing: _Listing, found: Clusters, ids: Sequence[str], place: int) -> dict[str, Any]:
+    return {
+        "row": int(listing.rows[place]),
+        "id": ids[place],
+        "rank": int(listing.ranks[place]),
+        "distance": number(float(found.distance[place])),
+    }
+
+
+# --- tables and numbers ----------------------------------------------------------------------------------------------
+
+
+def _members_csv(
+    listing: _Listing, found: Clusters, columns: dict[str, Shaped[np.ndarray, "n"]], ids: Sequence[str]
+) -> bytes:
+    """List all that was clustered, cluster by cluster and by score; text is quoted, and ids are text."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(["cluster", "row", "id", "rank", "distance", "silhouette", "heaviest", *columns])
+    last = len(found.centroids)
+    order = np.lexsort((listing.ranks, np.where(found.labels < 0, last, found.labels))).tolist()
+    told = [_cells(values) for values in (found.distance, found.silhouette, listing.heaviest, *columns.values())]
+    for place in order:
+        own = [int(found.labels[place]), int(listing.rows[place]), ids[place], int(listing.ranks[place])]
+        writer.writerow([*own, *(cells[place] for cells in told)])
+    return stream.getvalue().encode()
+
+
+def _cells(values: Shaped[np.ndarray, "n"]) -> list[Any]:
+    """Turn a column into cells: a float32 with its own digits, and nothing for NaN."""
+    if values.dtype.kind != "f":
+        return [value if isinstance(value, int) else str(value) for value in values.tolist()]
+    return ["" if not np.isfinite(value) else float(str(value)) for value in values]
+
+
+def _metrics(facts: dict[str, Any]) -> dict[str, float]:
+    """Choose the numbers that runs are compared by; what is unknown has no point."""
+    truth = facts["truth"]
+    told = {
+        "clusters": len(facts["clusters"]),
+        "clustered": facts["clustered"],
+        "noise": facts["noise"],
+        "silhouette": facts["silhouette"],
+        "components": facts["components"]["number"],
+        "largest": max((one["share"] for one in facts["clusters"]), default=None),
+        "rand": None if truth is None else truth["planted"]["rand"],
+    }
+    return {name: float(value) for name, value in told.items() if value is not None}

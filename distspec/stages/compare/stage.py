@@ -1,0 +1,360 @@
+"""`distspec compare`: layers of scores -> how far they agree, what they lean towards, and ensembles of them.
+
+All is counted shard by shard, and what is kept has the size of its answer: lists, the values of their members, one
+count for each exposure. Ensembles are scores like any other, in a layer of their own.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from distspec.config import ENSEMBLES, Experiment
+from distspec.errors import ConfigError, ShardError, StoreError
+from distspec.models.checkpoint import read_json, write_folder
+from distspec.results.columns import Columns, kinds_of, properties_of
+from distspec.results.layout import compare_folder, ensemble_folder, ensemble_layer
+from distspec.results.scores import Scores, joined_scores, top_list
+from distspec.runtime.tracking import Run
+from distspec.runtime.workers import connect, map_shards
+from distspec.stages.compare.bias import Groups, find_groups, measure_bias
+from distspec.stages.compare.errors import Residuals, measure_residuals
+from distspec.stages.compare.workers import EnsembleScorer
+from distspec.statistics.ensembles import Survivors
+from distspec.statistics.overlap import ASSUMPTION, Joint, curve, estimate
+from distspec.statistics.summaries import Histogram
+from distspec.store import Layer, SpectraStore
+
+__all__ = ["Compared", "compare", "compared_of"]
+
+_EXACT: Final = 200_000
+"""Spectra up to which ensembles rank by all values; of more, by a sample and all of the top."""
+
+_HERE: Final = 1_000_000
+"""Spectra up to which ensembles are made in this process."""
+
+_SAMPLE: Final = 50_000
+
+_TOP: Final = 10_000
+
+_SURVIVORS: Final = "survivors.npz"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison left.
+
+    Arguments:
+        folder: with comparison.json, overlaps.csv, errors.csv and groups.csv.
+        facts: the JSON.
+        ensembles: layer with the scores `rank_mean` and `rank_union`; None where it is not finished.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    ensembles: Layer | None
+
+
+def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Compared:
+    """Compare scores and join them to ensembles, or finish doing so.
+
+    Arguments:
+        experiment: with the compare settings.
+        store: the spectra.
+        scores: layer of the score stage, if there is one, and those of the classical detectors.
+
+    Raises:
+        ConfigError: there are fewer than two scores or spectra, or a named score or column cannot be used.
+        ShardError: a spectrum has one score and lacks another.
+    """
+    chosen = _chosen(experiment, scores)
+    properties, kinds = properties_of(experiment.compare, store), kinds_of(experiment.compare, store)
+    found = compared_of(experiment, store, scores)
+    if found is not None and found.ensembles is not None:
+        return found
+    folder = _folder(experiment, store, scores, chosen)
+    if store.rows > _HERE:
+        connect(experiment.runtime, experiment.train.workers)
+    with Run(experiment, "compare", folder.name, {"store": store.digest, "scores": ", ".join(chosen.key)}) as run:
+        run.reads(experiment.name, store.digest, store.path)
+        survey = _take_survey(chosen)
+        ensembles = _join(experiment, store, chosen, survey)
+        facts, files = _compared(experiment, store, scores, chosen, survey, properties, kinds)
+        content = json.dumps(facts, indent=1, allow_nan=False) + "\n"
+        write_folder(folder, {"comparison.json": content.encode(), **files})
+        run.metrics(_metrics(facts))
+        run.summary(facts, "comparison.json")
+    return Compared(folder, facts, ensembles)
+
+
+def compared_of(experiment: Experiment, store: SpectraStore, scores: Scores) -> Compared | None:
+    """Open the comparison of these scores, if there is one."""
+    names = joined_scores(experiment.compare.scores, scores)
+    if len(names) < 2 or not set(names) <= set(scores.names):
+        return None
+    chosen = scores.only(names)
+    folder = _folder(experiment, store, scores, chosen)
+    if not (folder / "comparison.json").is_file():
+        return None
+    name = ensemble_layer(store.digest, chosen.layers, chosen.names)
+    layer = store.layer(name) if name in store.layers() else None
+    ensembles = None if layer is None or layer.pending() else layer
+    return Compared(folder, read_json(folder / "comparison.json", "run `distspec compare` again"), ensembles)
+
+
+def _folder(experiment: Experiment, store: SpectraStore, scores: Scores, chosen: Scores) -> Path:
+    model = _model(scores)
+    layers = dict.fromkeys([*chosen.layers, *([model] if model else [])])
+    return compare_folder(experiment, store.digest, list(layers), chosen.names)
+
+
+def _model(scores: Scores) -> Layer | None:
+    """Find the layer that tells the errors of reconstructions."""
+    return next((layer for layer in scores.layers if {"rmse", "difference"} <= set(layer.fields)), None)
+
+
+def _chosen(experiment: Experiment, scores: Scores) -> Scores:
+    """Pick the scores that are compared.
+
+    Raises:
+        ConfigError: one is not there, or there are fewer than two.
+        StoreError: one is not finished.
+    """
+    names = joined_scores(experiment.compare.scores, scores)
+    for name in names:
+        if name not in scores.names:
+            there = ", ".join(scores.names) or "none"
+            raise ConfigError(f"compare.scores names {name!r}; there are {there}: run the stage that makes it first")
+    if len(names) < 2:
+        raise ConfigError(
+            f"scores to compare: {', '.join(names) or 'none'}; expected two or more: run `distspec score` and "
+            "`distspec detect`, or name some in compare.scores"
+        )
+    chosen = scores.only(names)
+    for layer in chosen.layers:
+        if layer.pending():
+            raise StoreError(
+                f"{layer.name} lacks {len(layer.pending())} of {layer.shards} shards; run `distspec score` and "
+                "`distspec detect` to finish them"
+            )
+    return chosen
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """How many spectra are scored, by shard, and how each score is distributed."""
+
+    scored: Int64[np.ndarray, "shards"]
+    histograms: dict[str, Histogram]
+
+    @property
+    def total(self) -> int:
+        return int(self.scored.sum())
+
+
+def _take_survey(chosen: Scores) -> _Survey:
+    """Count what is scored.
+
+    Raises:
+        ShardError: a spectrum has one score and lacks another.
+        ConfigError: fewer than two are scored.
+    """
+    counts = np.zeros(chosen.shards, np.int64)
+    histograms = {name: Histogram.zero() for name in chosen.names}
+    for shard in range(chosen.shards):
+        known: Bool[np.ndarray, "n"] | None = None
+        for name, values in zip(chosen.names, chosen.read_shard(shard, *chosen.names), strict=True):
+            mine = ~np.isnan(values)
+            known = mine if known is None else known
+            odd = np.flatnonzero(mine != known)
+            if odd.size:
+                row = chosen.bounds(shard)[0] + int(odd[0])
+                raise ShardError(
+                    f"row {row} has only one of the scores {chosen.names[0]} and {name}; score and detect again"
+                )
+            histograms[name] += Histogram.of(values)
+            counts[shard] = mine.sum()
+    if counts.sum() < 2:
+        raise ConfigError(f"{counts.sum()} spectra are scored; expected two or more to compare lists of them")
+    return _Survey(counts, histograms)
+
+
+def _compared(
+    experiment: Experiment,
+    store: SpectraStore,
+    scores: Scores,
+    chosen: Scores,
+    survey: _Survey,
+    properties: Sequence[str],
+    kinds: Sequence[Columns],
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Make the content of comparison.json, and the tables beside it."""
+    settings = experiment.compare
+    most, wanted = survey.total // 2, sorted({settings.top, *settings.sizes})
+    g, bias = min(settings.top, most), min(settings.bias, survey.total)
+    sizes = sorted({g, *(size for size in wanted if size <= most)})
+    tops = {name: top_list(chosen, name, max(*sizes, bias), survey.histograms[name]) for name in chosen.names}
+    joints = curve({name: top.rows for name, top in tops.items()}, sizes, survey.total)
+    pairs = {size: _pairs(joint, survey.total) for size, joint in joints.items()}
+    listed = {name: top.rows[:g] for name, top in tops.items()}
+    groups = find_groups(store, chosen, listed, kinds, asked=bool(settings.exposures))
+    leaning = {name: top.rows[:bias] for name, top in tops.items()}
+    model = _model(scores)
+    errors = None if model is None else measure_residuals(store, model, settings.errors)
+    facts = {
+        "store": store.digest,
+        "layers": list(chosen.key),
+        "names": chosen.names,
+        "spectra": store.rows,
+        "scored": survey.total,
+        "top": g,
+        "left_out": [size for size in wanted if size > most],
+        "assumption": ASSUMPTION,
+        "pairs": pairs[g],
+        "joint": joints[g].to_dict(),
+        "curve": [{"g": size, **joint.to_dict()} for size, joint in joints.items()],
+        "bias": {"top": bias, **measure_bias(store, chosen, leaning, properties)},
+        "groups": groups.to_dict(),
+        "errors": None if errors is None else errors.facts,
+        "ensembles": ensemble_layer(store.digest, chosen.layers, chosen.names),
+    }
+    table = [(size, *pair.values()) for size, found in pairs.items() for pair in found]
+    header = ("g", "first", "second", "shared", "n", "low68", "high68", "low95", "high95", "chapman", "at_limit")
+    return facts, {
+        "overlaps.csv": _as_csv(header, table),
+        "groups.csv": _groups_csv(store, groups),
+        "errors.csv": _errors_csv(store, errors),
+    }
+
+
+def _pairs(joint: Joint, most: int) -> list[dict[str, Any]]:
+    """Estimate n from each pair of lists alone; at its limit it is all scored spectra and may as well be more."""
+    found = []
+    for first, second in zip(*np.triu_indices(len(joint.names), 1), strict=True):
+        shared, g1, g2 = (int(joint.overlaps[pair]) for pair in ((first, second), (first, first), (second, second)))
+        alone = estimate(shared, g1, g2, most)
+        pair = {"first": joint.names[first], "second": joint.names[second], "shared": shared, "n": alone.n}
+        pair |= dict(zip(("low68", "high68", "low95", "high95"), (*alone.within68, *alone.within95), strict=True))
+        found.append(pair | {"chapman": alone.chapman, "at_limit": int(alone.n == most)})
+    return found
+
+
+def _metrics(facts: dict[str, Any]) -> dict[str, float]:
+    """Choose the numbers that runs are compared by; what is unknown has no point."""
+    pairs, mean = facts["joint"]["pairs"], facts["joint"]["mean"]
+    implied = facts["top"] ** 2 / mean if mean else None
+    told = {
+        "n_joint": pairs["n"],
+        "n_low": pairs["within68"][0],
+        "n_high": pairs["within68"][1],
+        "mean_overlap": facts["joint"]["mean"],
+        "distinct": facts["joint"]["distinct"],
+        # Fewer anomalies than distinct spectra listed: the lists do not draw from one pool, and n means little.
+        "not_one_pool": implied is not None and implied < 0.95 * facts["joint"]["distinct"],
+        "smallest_p": min((test["corrected"] for test in facts["bias"]["tests"]), default=None),
+        "groups": len(facts["groups"]["found"]),
+        "listed_errors": facts["errors"]["beyond"]["either"] if facts["errors"] else None,
+    }
+    return {name: float(value) for name, value in told.items() if value is not None}
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    """Write a table; text is quoted and numbers are not, so that a reader can tell an id from a number."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(["" if value is None or value != value else value for value in row] for row in rows)
+    return stream.getvalue().encode()
+
+
+def _ids(store: SpectraStore, rows: Int64[np.ndarray, "m"]) -> list[str]:
+    """Read ids as text: neither a browser nor a spreadsheet keeps the digits of a large number."""
+    return [str(value) for value in store.column("id", rows)]
+
+
+def _groups_csv(store: SpectraStore, groups: Groups) -> bytes:
+    """List the members of all groups, and the scores whose lists hold them."""
+    header = ("columns", "label", "p", "row", "id", "scores")
+    table: list[tuple[Any, ...]] = []
+    for group in groups.found:
+        for row, name in zip(group.rows.tolist(), _ids(store, group.rows), strict=True):
+            scores = ", ".join(held.score for held in group.holdings if row in held.rows)
+            table.append((", ".join(group.columns), group.label, group.p, row, name, scores))
+    return _as_csv(header, table)
+
+
+def _errors_csv(store: SpectraStore, errors: Residuals | None) -> bytes:
+    """List the spectra beyond either cut on errors; only the header where there are none."""
+    header = ("row", "id", "rmse", "difference", "sigmas", "snr")
+    if errors is None:
+        return _as_csv(header, [])
+    # With the digits of a float32.
+    rmse, difference, snr = (
+        [float(str(value)) for value in values] for values in (errors.rmse, errors.difference, errors.snr)
+    )
+    columns = (errors.rows.tolist(), _ids(store, errors.rows), rmse, difference, errors.sigmas.round(3).tolist(), snr)
+    return _as_csv(header, zip(*columns, strict=True))
+
+
+# --- ensembles -------------------------------------------------------------------------------------------------------
+
+
+def _join(experiment: Experiment, store: SpectraStore, chosen: Scores, survey: _Survey) -> Layer:
+    """Write the layer of the ensembles, or what is left of it."""
+    name = ensemble_layer(store.digest, chosen.layers, chosen.names)
+    attributes = {"scores": list(ENSEMBLES), "of": chosen.names, "layers": list(chosen.key)}
+    layer = store.create_layer(name, dict.fromkeys(ENSEMBLES, ("f4", ())), attributes)
+    pending = layer.pending()
+    if not pending:
+        return layer
+    folder = ensemble_folder(experiment, name)
+    if not (folder / _SURVIVORS).is_file():
+        arrays: dict[str, Any] = {}
+        for score in chosen.names:
+            found = _distribution(chosen, score, survey)
+            arrays |= {f"{score}.edges": found.edges, f"{score}.counts": found.counts}
+        stream = io.BytesIO()
+        np.savez_compressed(stream, **arrays)
+        write_folder(folder, {_SURVIVORS: stream.getvalue()})
+    places = {score: chosen.layer(score).name for score in chosen.names}
+    arguments = (store.path, str(folder / _SURVIVORS), name, places)
+    here = store.rows <= _HERE
+    for _ in map_shards(EnsembleScorer, arguments, pending, experiment.runtime, "compare", here=here):
+        pass
+    return layer
+
+
+def _distribution(chosen: Scores, name: str, survey: _Survey) -> Survivors:
+    """Count a score at its values: all of a small survey, else those of every so many-th spectrum and of the top."""
+    total = survey.total
+    step = 1 if total <= _EXACT else -(-total // _SAMPLE)
+    first = np.concatenate([[0], survey.scored.cumsum()[:-1]])
+    sample = []
+    for shard, known in _known_values(chosen, name):
+        # By the spectrum's number among the scored ones: where shards begin changes nothing.
+        sample.append(known[-first[shard] % step :: step])
+    if step > 1:
+        sample.append(top_list(chosen, name, _TOP, survey.histograms[name]).scores)
+    edges = np.unique(np.concatenate(sample))
+    counts = (Survivors.count(edges, np.sort(known)) for _, known in _known_values(chosen, name))
+    return reduce(add, counts)
+
+
+def _known_values(chosen: Scores, name: str) -> Iterator[tuple[int, Float32[np.ndarray, "n"]]]:
+    for shard in range(chosen.shards):
+        (values,) = chosen.read_shard(shard, name)
+        yield shard, values[~np.isnan(values)]

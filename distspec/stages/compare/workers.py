@@ -1,0 +1,49 @@
+"""`distspec compare`: layers of scores -> how far they agree, what they lean towards, and ensembles of them.
+
+All is counted shard by shard, and what is kept has the size of its answer: lists, the values of their members, one
+count for each exposure. Ensembles are scores like any other, in a layer of their own.
+"""
+
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from distspec.errors import StoreError
+from distspec.statistics.ensembles import Survivors, rank_mean, rank_union
+from distspec.store import SpectraStore
+
+__all__ = ["EnsembleScorer"]
+
+
+class EnsembleScorer:
+    """Joins the scores of one shard after the other by their ranks in the survey; lives in a worker."""
+
+    def __init__(self, store: str, survivors: str, layer: str, places: dict[str, str]) -> None:
+        self._store = SpectraStore.open(store, write=True)
+        self._layer = self._store.layer(layer)
+        self._layers = {score: self._store.layer(place) for score, place in places.items()}
+        with _opened(survivors) as arrays:
+            self._survivors = {
+                score: Survivors(arrays[f"{score}.edges"], arrays[f"{score}.counts"]) for score in places
+            }
+
+    def __call__(self, shard: int) -> int:
+        shares = np.stack(
+            [self._survivors[score].shares(layer.read_shard(shard, score)[0]) for score, layer in self._layers.items()],
+            axis=1,
+        )
+        self._layer.write(shard, {"rank_mean": rank_mean(shares), "rank_union": rank_union(shares)})
+        return shard
+
+
+def _opened(path: str) -> Any:
+    """Open the distributions that ensembles rank by.
+
+    Raises:
+        StoreError: the file is damaged or gone.
+    """
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, BadZipFile) as error:
+        raise StoreError(f"cannot read {path}: {error}; remove its folder and run `distspec compare` again") from error

@@ -1,0 +1,166 @@
+"""`distspec detect`: store -> classical detectors fitted, and a layer of scores for each.
+
+First every detector is grown on a sample, its parts side by side in Ray actors. Then come the looks over the survey,
+each one pass for all detectors that ask for one, whose summaries add up. Then one more pass scores with all of them.
+Rows of the validation set are scored, but nothing is fitted on them.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Bool
+
+from distspec.config import AnyDetector, Experiment
+from distspec.detectors.classical.saved import DETECTORS, load_detector, require_detector, save_detector
+from distspec.errors import ConfigError
+from distspec.results.layout import detect_layer, detector_folder
+from distspec.runtime.tracking import Run
+from distspec.runtime.workers import connect, map_actors, map_shards
+from distspec.stages.detect.workers import DetectorScorer, Grower, Looker, Piece
+from distspec.statistics.holdout import held_out, limited
+from distspec.statistics.summaries import Moments
+from distspec.store import Layer, SpectraStore
+
+__all__ = ["detect", "detections_of"]
+
+_UNFINISHED: Final = ".unfinished"
+"""Ending of the folder of a detector that still asks for looks."""
+
+
+def detect(experiment: Experiment, store: SpectraStore) -> dict[str, Layer]:
+    """Fit the detectors that the settings name and score the store with them, or finish doing so.
+
+    Returns:
+        For each detector, by its name, the layer of its score and of what led to it.
+
+    Raises:
+        ConfigError: there are too few spectra to fit on, or a detector cannot be fitted to them.
+        ShardError: a spectrum that is not set aside has no finite score.
+    """
+    wanted = experiment.detect.detectors
+    folders = {one.name: detector_folder(experiment, one, store.digest) for one in wanted}
+    names = {one.name: detect_layer(experiment, one, store.digest) for one in wanted}
+    fitted = all((folder / "detector.json").is_file() for folder in folders.values())
+    there = detections_of(experiment, store)
+    # A store that has grown has rows that the layers do not know yet.
+    if fitted and all(name in there and there[name].rows == store.rows and not there[name].pending() for name in names):
+        return {name: there[name] for name in names}
+    connect(experiment.runtime, experiment.train.workers)
+    key = "-".join(folder.name.rpartition("-")[2][:6] for folder in folders.values())
+    with Run(experiment, "detect", key, {"store": store.digest, "recipe": store.recipe}) as run:
+        run.reads(experiment.name, store.digest, store.path)
+        training = _training(experiment, store)
+        _fit(experiment, store, [one for one in wanted if not folders[one.name].is_dir()], training)
+        layers, facts = {}, {}
+        for one in wanted:
+            detector, sha256 = load_detector(folders[one.name])
+            require_detector(folders[one.name], store.grid, store.recipe)
+            scores = [name for name in (one.name, f"{one.name}_mixture") if name in detector.fields]
+            attributes = {"scores": scores, "detector": sha256, "kind": one.kind, **detector.facts}
+            layers[one.name] = store.create_layer(names[one.name], dict(detector.fields), attributes)
+            facts[one.name] = {"kind": one.kind, "sha256": sha256, **detector.facts}
+        moments = _score(experiment, store, layers, folders)
+        run.metrics({f"{name}_mean": float(found.mean[0]) for name, found in moments.items()})
+        run.summary(facts, "detectors.json")
+    return layers
+
+
+def detections_of(experiment: Experiment, store: SpectraStore) -> dict[str, Layer]:
+    """Open the layers of the detectors that the settings name, as far as there are any."""
+    names = {one.name: detect_layer(experiment, one, store.digest) for one in experiment.detect.detectors}
+    there = set(store.layers())
+    return {name: store.layer(layer) for name, layer in names.items() if layer in there}
+
+
+def _training(experiment: Experiment, store: SpectraStore) -> Bool[np.ndarray, "rows"]:
+    """Mark the spectra that detectors may be fitted on: those that networks are trained on."""
+    usable = store.column("status") == 0
+    training: Bool[np.ndarray, "rows"] = usable & ~held_out(usable, experiment.train.validation, experiment.seed)
+    if training.sum() < 2:
+        raise ConfigError(
+            f"only {int(usable.sum())} of {store.rows} spectra can be used; detectors need two to fit on, and one for "
+            "validation: loosen ingest.prepare.cuts or give more spectra"
+        )
+    return training
+
+
+# --- fitting ---------------------------------------------------------------------------------------------------------
+
+
+def _fit(
+    experiment: Experiment, store: SpectraStore, wanted: Sequence[AnyDetector], training: Bool[np.ndarray, "rows"]
+) -> None:
+    """Fit detectors and keep each in its folder; an interrupted fit goes on after its last whole look."""
+    finished = {one.name: detector_folder(experiment, one, store.digest) for one in wanted}
+    folders = {name: folder.with_name(folder.name + _UNFINISHED) for name, folder in finished.items()}
+    _grow(experiment, store, [one for one in wanted if not folders[one.name].is_dir()], folders, training)
+    items = [
+        (shard, training[slice(*store.base.bounds(shard))])
+        for shard in range(store.shards)
+        if training[slice(*store.base.bounds(shard))].any()
+    ]
+    while True:
+        looking = {}
+        for name, folder in folders.items():
+            detector = load_detector(folder)[0]
+            if detector.looking:
+                looking[name] = detector
+        if not looking:
+            break
+        arguments = (store.path, {name: str(folders[name]) for name in looking})
+        total: dict[str, Any] = {}
+        for found in map_shards(Looker, arguments, items, experiment.runtime, f"look ({', '.join(looking)})"):
+            total = {name: total[name] + found[name] if name in total else found[name] for name in found}
+        for name, detector in looking.items():
+            save_detector(detector.learn(total[name]), folders[name], store.recipe)
+    for name, folder in folders.items():
+        # Renamed last: a folder without the ending is a detector that can score.
+        shutil.rmtree(finished[name], ignore_errors=True)
+        folder.replace(finished[name])
+
+
+def _grow(
+    experiment: Experiment,
+    store: SpectraStore,
+    wanted: Sequence[AnyDetector],
+    folders: dict[str, Path],
+    training: Bool[np.ndarray, "rows"],
+) -> None:
+    """Grow detectors on the sample, all their parts side by side."""
+    if not wanted:
+        return
+    kept = limited(training, ~training, experiment.detect.sample, store.chunk_rows, experiment.seed)
+    items = [Piece(one, part) for one in wanted for part in range(DETECTORS[one.kind].parts(one))]
+    arguments = (store.path, np.flatnonzero(kept & training), experiment.seed)
+    grown = {}
+    for piece, arrays in map_actors(Grower, arguments, items, experiment.runtime, "fit"):
+        grown[piece] = arrays
+    for one in wanted:
+        parts = [grown[piece] for piece in items if piece.detector == one]
+        save_detector(DETECTORS[one.kind].assemble(one, store.grid, parts), folders[one.name], store.recipe)
+
+
+# --- scoring ---------------------------------------------------------------------------------------------------------
+
+
+def _score(
+    experiment: Experiment, store: SpectraStore, layers: dict[str, Layer], folders: dict[str, Path]
+) -> dict[str, Moments]:
+    """Score what is left of each layer, every shard read once for all of them; give the scores' moments."""
+    pending = {name: set(layer.pending()) for name, layer in layers.items()}
+    items = [
+        (shard, tuple(name for name in layers if shard in pending[name]))
+        for shard in sorted(set().union(*pending.values()))
+    ]
+    places = {name: (str(folders[name]), layer.name) for name, layer in layers.items()}
+    for _ in map_shards(DetectorScorer, (store.path, places), items, experiment.runtime, "detect"):
+        pass
+    found = {name: Moments.zero(1) for name in layers}
+    for name, layer in layers.items():
+        for shard in range(layer.shards):
+            values = layer.read_shard(shard, name)[0][:, None]
+            found[name] += Moments.of(values, ~np.isnan(values))
+    return found

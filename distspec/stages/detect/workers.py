@@ -1,0 +1,93 @@
+"""`distspec detect`: store -> classical detectors fitted, and a layer of scores for each.
+
+First every detector is grown on a sample, its parts side by side in Ray actors. Then come the looks over the survey,
+each one pass for all detectors that ask for one, whose summaries add up. Then one more pass scores with all of them.
+Rows of the validation set are scored, but nothing is fitted on them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from distspec.config import AnyDetector
+from distspec.detectors import Arrays
+from distspec.detectors.classical.saved import DETECTORS, load_detector
+from distspec.errors import ConfigError, ShardError
+from distspec.store import SpectraStore
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of the fit of a detector on the sample."""
+
+    detector: AnyDetector
+    part: int
+
+
+class Grower:
+    """Fits pieces on the sample, which it reads once; lives in a worker."""
+
+    def __init__(self, store: str, rows: Int64[np.ndarray, "n"], seed: int) -> None:
+        self._sample = SpectraStore.open(store).take(rows)
+        self._seed = seed
+
+    def __call__(self, piece: Piece) -> tuple[Piece, Arrays]:
+        grow = DETECTORS[piece.detector.kind].grow
+        try:
+            return piece, grow(piece.detector, self._sample, self._seed, piece.part)
+        except ConfigError as error:
+            raise ConfigError(f"detector {piece.detector.name!r} cannot be fitted: {error}") from error
+
+
+class Looker:
+    """Summarizes one shard after the other for the detectors that ask for it; lives in a worker."""
+
+    def __init__(self, store: str, folders: dict[str, str]) -> None:
+        self._store = SpectraStore.open(store)
+        self._detectors = {name: load_detector(folder)[0] for name, folder in folders.items()}
+
+    def __call__(self, item: tuple[int, Bool[np.ndarray, "n"]]) -> dict[str, Any]:
+        shard, training = item
+        spectra = self._store.read(shard)[training]
+        return {name: detector.look(spectra) for name, detector in self._detectors.items()}
+
+
+class DetectorScorer:
+    """Scores one shard after the other with several detectors; lives in a worker."""
+
+    def __init__(self, store: str, places: dict[str, tuple[str, str]]) -> None:
+        self._store = SpectraStore.open(store, write=True)
+        self._layers = {name: self._store.layer(layer) for name, (_, layer) in places.items()}
+        self._detectors = {name: load_detector(folder)[0] for name, (folder, _) in places.items()}
+
+    def __call__(self, item: tuple[int, tuple[str, ...]]) -> int:
+        shard, names = item
+        start, stop = self._store.base.bounds(shard)
+        usable = self._store.status(start, stop) == 0
+        spectra = self._store.read(shard)
+        chosen = spectra if usable.all() else spectra[usable]
+        for name in names:
+            detector = self._detectors[name]
+            found = detector.details(chosen)
+            _require_finite(found[name], chosen.rows, name)
+            told = {}
+            for field, (dtype, shape) in detector.fields.items():
+                # What is set aside has no score: NaN, or -1 where numbers are whole.
+                empty = np.nan if np.dtype(dtype).kind == "f" else -1
+                told[field] = np.full((len(usable), *shape), empty, dtype)
+                told[field][usable] = found[field]
+            self._layers[name].write(shard, told)
+        return shard
+
+
+def _require_finite(score: np.ndarray, rows: Int64[np.ndarray, "n"], name: str) -> None:
+    odd = np.flatnonzero(~np.isfinite(score))
+    if odd.size:
+        error = ShardError(
+            f"row {rows[odd[0]]} (and {odd.size - 1} more of rows {rows[0]}-{rows[-1] + 1}) has no finite score {name} "
+            "although it is not set aside; look at its flux, or cut it by the recipe"
+        )
+        error.rows = (int(rows[0]), int(rows[-1]) + 1)
+        raise error

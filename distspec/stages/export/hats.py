@@ -1,0 +1,247 @@
+"""HATS: Parquet files cut by the sky into HEALPix pixels, small where objects are dense; for LSDB and the like.
+
+Two looks at the store: the first counts positions on a fine map, from which the partitions follow; the second hands
+the rows out to the partitions, through files on disk where they are more than fit into memory. Within a partition rows
+are in the order of `_healpix_29`. Rows without a position have no place on the sky: they go to `unplaced.parquet`
+beside the data, which readers of HATS do not see, so that nothing is lost.
+
+References:
+    HATS 1.0, https://www.ivoa.net/documents/Notes/HATS/
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Int32, Int64
+
+from distspec.errors import LayoutError
+from distspec.stages.export.parquet import COMPRESSION, described, flat, write_parquet
+from distspec.store.arrow import to_numpy
+from distspec.store.columns import MEANINGS
+
+__all__ = ["Partition", "partitions", "pixels_of", "write_hats"]
+
+INDEX = "_healpix_29"
+
+FINEST = 29
+
+COUNTED = 10
+"""Order of the map on which objects are counted; no partition is smaller than its pixels of 3.4 arcmin."""
+
+_AT_ONCE = 1 << 28
+"""Bytes of rows held before they are handed out to the partitions."""
+
+_LARGEST = 1 << 29
+"""Bytes of a partition, which is sorted in memory."""
+
+_ROW_GROUP = 1 << 26
+
+
+@dataclass(frozen=True, order=True)
+class Partition:
+    """A HEALPix pixel, nested, that one file holds. In the order of the sky: by its first pixel of the finest order."""
+
+    first: int = field(init=False, repr=False)
+    order: int
+    pixel: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "first", self.pixel << 2 * (FINEST - self.order))
+
+    @property
+    def path(self) -> str:
+        """Where its file lies in the dataset."""
+        return f"Norder={self.order}/Dir={self.pixel // 10_000 * 10_000}/Npix={self.pixel}.parquet"
+
+
+def pixels_of(table: pa.Table) -> tuple[Int64[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+    """Give the pixel of order 29 of each row by its `ra` and `dec` (deg), and which rows have a position."""
+    from astropy import units
+    from astropy_healpix import lonlat_to_healpix
+
+    ra, dec = (to_numpy(table[name])[0].astype(np.float64) for name in ("ra", "dec"))
+    placed = np.isfinite(ra) & (np.abs(dec) <= 90)
+    pixels = np.full(len(ra), -1, np.int64)
+    if placed.any():
+        found = lonlat_to_healpix(ra[placed] * units.deg, dec[placed] * units.deg, 1 << FINEST, order="nested")
+        pixels[placed] = found
+    return pixels, placed
+
+
+def partitions(counts: Int64[np.ndarray, "pixels"], limit: int) -> list[Partition]:
+    """Cut the sky: the largest pixels that hold at most `limit` objects, and those of the map where even these do not.
+
+    Arguments:
+        counts: objects in each pixel of a map, nested.
+        limit: largest number of objects in a partition.
+
+    Example:
+        >>> partitions(np.array([0, 0, 0, 0, 2, 2, 0, 1] + [0] * 40), 4)
+        [Partition(order=1, pixel=4), Partition(order=1, pixel=5), Partition(order=1, pixel=7)]
+    """
+    maps = [counts]
+    while len(maps[0]) > 12:
+        maps.insert(0, maps[0].reshape(-1, 4).sum(axis=1))
+    found = []
+    free = np.ones(12, bool)
+    for order, held in enumerate(maps):
+        taken = free & (held > 0) & ((held <= limit) | (order == len(maps) - 1))
+        found += [Partition(order, int(pixel)) for pixel in np.flatnonzero(taken)]
+        free = np.repeat(free & ~taken & (held > 0), 4)
+    return sorted(found)
+
+
+def write_hats(
+    positions: Iterable[pa.Table],
+    tables: Iterator[pa.Table],
+    schema: pa.Schema,
+    folder: Path,
+    facts: Mapping[str, str],
+    limit: int,
+) -> tuple[int, int]:
+    """Write a catalogue into a new folder.
+
+    Arguments:
+        positions: `ra` and `dec` of all rows.
+        tables: all rows, in the same order.
+        schema: of the tables; holds `ra` and `dec`.
+        folder: does not exist yet.
+        facts: properties of the catalogue, among them `obs_collection`, its name.
+        limit: rows in a partition; fewer where rows are so long that these would not fit into memory.
+
+    Returns:
+        Number of rows placed on the sky, and of those without a position.
+
+    Raises:
+        LayoutError: no row has a position.
+    """
+    counts, placed = _count(positions)
+    if not placed:
+        raise LayoutError("no row of this store has a position; HATS needs ra and dec: export.format = 'parquet'")
+    tables, limit = _limited(tables, limit)
+    cells = partitions(counts, limit)
+    dataset = folder / "dataset"
+    spool = folder / ".spool"
+    spool.mkdir(parents=True)
+    full = described(pa.schema([pa.field(INDEX, pa.int64(), metadata=MEANINGS[INDEX].to_dict()), *schema]), "")
+    unplaced = _hand_out(tables, cells, spool, folder)
+    footers = [_write_partition(spool / str(n), dataset / cell.path, cell.path, full) for n, cell in enumerate(cells)]
+    shutil.rmtree(spool)
+    pq.write_metadata(full, dataset / "_common_metadata")
+    pq.write_metadata(full, dataset / "_metadata", metadata_collector=footers)
+    listed = "".join(f"{cell.order},{cell.pixel}\n" for cell in cells)
+    (folder / "partition_info.csv").write_text(f"Norder,Npix\n{listed}", "utf-8")
+    size = sum((dataset / cell.path).stat().st_size for cell in cells)
+    most = max(footer.num_rows for footer in footers)
+    text = _properties(facts, cells, {"hats_nrows": placed, "hats_max_rows": most, "hats_estsize": -(-size // 1024)})
+    for name in ("properties", "hats.properties"):
+        (folder / name).write_text(text, "utf-8")
+    return placed, unplaced
+
+
+def _properties(facts: Mapping[str, str], cells: list[Partition], sizes: Mapping[str, int]) -> str:
+    own = {
+        "dataproduct_type": "object",
+        "hats_col_ra": "ra",
+        "hats_col_dec": "dec",
+        "hats_col_healpix": INDEX,
+        "hats_col_healpix_order": FINEST,
+        "hats_npix_suffix": ".parquet",
+        "hats_order": max(cell.order for cell in cells),
+        "hats_creation_date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MUTC"),
+        "hats_release_date": "2025-08-22",
+        "hats_version": "v1.0",
+        "moc_sky_fraction": f"{sum(0.25**cell.order for cell in cells) / 12:.6g}",
+    }
+    return "#HATS catalog\n" + "".join(f"{key}={value}\n" for key, value in ({**facts} | own | {**sizes}).items())
+
+
+def _count(positions: Iterable[pa.Table]) -> tuple[Int64[np.ndarray, "pixels"], int]:
+    counts = np.zeros(12 << 2 * COUNTED, np.int64)
+    total = 0
+    for table in positions:
+        pixels, placed = pixels_of(table)
+        found, times = np.unique(pixels[placed] >> 2 * (FINEST - COUNTED), return_counts=True)
+        counts[found] += times
+        total += int(placed.sum())
+    return counts, total
+
+
+def _limited(tables: Iterator[pa.Table], limit: int) -> tuple[Iterator[pa.Table], int]:
+    """Lower the limit where rows are long, as those with spectra are."""
+    first = next((table for table in tables if table.num_rows), None)
+    if first is None:
+        return tables, limit
+    return chain([first], tables), max(1, min(limit, _LARGEST * first.num_rows // max(first.nbytes, 1)))
+
+
+def _hand_out(tables: Iterable[pa.Table], cells: list[Partition], spool: Path, folder: Path) -> int:
+    """Append all rows to the files of their partitions, and give the number of those that have none."""
+    starts = np.array([cell.first for cell in cells], np.int64)
+    held: list[pa.Table] = []
+    size = 0
+
+    def homeless() -> Iterator[pa.Table]:
+        nonlocal held, size
+        for table in tables:
+            pixels, placed = pixels_of(table)
+            if not placed.all():
+                yield table.filter(pa.array(~placed))
+            held.append(flat(table.filter(pa.array(placed))).add_column(0, INDEX, pa.array(pixels[placed])))
+            size += held[-1].nbytes
+            if size > _AT_ONCE:
+                _append(held, starts, spool)
+                held, size = [], 0
+        _append(held, starts, spool)
+
+    rest = homeless()
+    first = next(rest, None)
+    if first is None:
+        return 0
+    # The schema names what the columns mean here too.
+    return write_parquet(chain([first], rest), first.schema, folder / "unplaced.parquet", "Rows without a position")
+
+
+def _append(held: list[pa.Table], starts: Int64[np.ndarray, "cells"], spool: Path) -> None:
+    """Append rows to the files of their partitions, in the order in which they come."""
+    if not held:
+        return
+    table = pa.concat_tables(held).replace_schema_metadata(None)
+    pixels, _ = to_numpy(table[INDEX])
+    cell: Int32[np.ndarray, "n"] = (np.searchsorted(starts, pixels, side="right") - 1).astype(np.int32)
+    order = np.argsort(cell, kind="stable")
+    table = table.take(pa.array(order))
+    edges = np.searchsorted(cell[order], np.arange(len(starts) + 1))
+    for number in np.flatnonzero(np.diff(edges)):
+        part = table.slice(edges[number], edges[number + 1] - edges[number])
+        with (spool / str(number)).open("ab") as file, pa.ipc.new_stream(file, part.schema) as stream:
+            stream.write_table(part)
+
+
+def _write_partition(spooled: Path, path: Path, inner: str, schema: pa.Schema) -> pq.FileMetaData:
+    """Sort the rows of a partition by their place on the sky and write them; gives the footer of the file."""
+    parts = []
+    with spooled.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while file.tell() < size:
+            with pa.ipc.open_stream(file) as stream:
+                parts.append(stream.read_all())
+    table = pa.concat_tables(parts)
+    pixels, _ = to_numpy(table[INDEX])
+    table = table.take(pa.array(np.argsort(pixels, kind="stable"))).cast(schema)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    footers: list[pq.FileMetaData] = []
+    rows = max(1, _ROW_GROUP * table.num_rows // max(table.nbytes, 1))
+    with pq.ParquetWriter(path, schema, compression=COMPRESSION, metadata_collector=footers) as writer:
+        writer.write_table(table, row_group_size=rows)
+    spooled.unlink()
+    footers[0].set_file_path(inner)
+    return footers[0]

@@ -1,0 +1,220 @@
+"""`distspec ingest`: survey files -> store.
+
+The driver lists what there is, lets workers count what must be opened, and hands out shards; each worker reads the
+pieces of its shard, prepares them and writes the shard whole. Files that are new since an earlier ingest become a
+further part of the store. A file that cannot be read keeps its rows: they are set aside with the reason in the column
+`note`. When all rows are there, a second look settles what only all of them can tell.
+"""
+
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from distspec.config import Experiment, differences, digest
+from distspec.errors import ConfigError, DistspecWarning, LayoutError, SourceError
+from distspec.prepare.recipe import Recipe
+from distspec.results.layout import ledger_path, recipe_digest, store_digest, store_identity, store_path
+from distspec.runtime.tracking import Run
+from distspec.runtime.workers import connect, dask_scheduler, map_shards, workers_of
+from distspec.sources import Piece, Source, open_source
+from distspec.spectra import Status, first_reasons
+from distspec.stages.ingest.finish import duplicate_rows, statistics_of
+from distspec.stages.ingest.ledger import write_ledger
+from distspec.stages.ingest.row_plan import Rows, new_files, require_rows
+from distspec.stages.ingest.sample import check as check_sample
+from distspec.stages.ingest.values import join_values, require_values
+from distspec.stages.ingest.workers import Counter, Ingester, Looker, counts_of
+from distspec.store import Fields, Inventory, SpectraStore, field_of
+
+__all__ = ["ingest"]
+
+_GROUP = 256
+"""Files that one worker counts at a time."""
+
+_FEW = 8
+"""So many files are counted at once by the driver: less than the start of a worker takes."""
+
+
+def ingest(experiment: Experiment) -> SpectraStore:
+    """Make, finish or extend the store of an experiment.
+
+    Raises:
+        SourceError: there is nothing to read, or not a single file can be read.
+        LayoutError: the output holds a store of other settings, or files have changed since.
+        StoreError: the output cannot be written.
+    """
+    check_sample(experiment.ingest.prepare)
+    require_values(experiment.ingest.values)
+    store = _ingest(experiment)
+    join_values(experiment.ingest.values, store)
+    return store
+
+
+def _ingest(experiment: Experiment) -> SpectraStore:
+    source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+    store = _known_store(experiment)
+    try:
+        listed = source.files()
+    except SourceError as error:
+        if store is None or not store.finished:
+            raise
+        warnings.warn(f"{error}; the store is used as it is", DistspecWarning, stacklevel=2)
+        return store
+    known = None if store is None else store.inventory()
+    counts = partial(_count, experiment, source)
+    new = new_files(listed, known, store_path(experiment), counts, partial(_is_lost, store, known))
+    if store is None:
+        store = _create(experiment, source, new)
+    elif len(new):
+        # Files without a wanted spectrum are remembered too: they need not be opened again.
+        store.extend(new.rows, new)
+    if not store.finished:
+        _fill(experiment, store)
+    elif not ledger_path(experiment).is_file():
+        write_ledger(store, source.missing(), ledger_path(experiment))
+    return store
+
+
+def _is_lost(store: SpectraStore | None, known: Inventory | None, index: int) -> bool:
+    """Tell whether nothing of a file, by its place in the inventory, could be read."""
+    assert store is not None and known is not None
+    start, stop = Rows(known).of_file(index)
+    rows = np.arange(start, stop)
+    pending = [store.base.bounds(shard) for shard in store.pending()]
+    if any(start < high and low < stop for low, high in pending):
+        return False
+    return bool(len(rows) and (store.base.take("columns/status", rows) & Status.UNREADABLE).all())
+
+
+def _known_store(experiment: Experiment) -> SpectraStore | None:
+    """Open the store that is there, if any, and refuse it where it was made by other settings."""
+    path = store_path(experiment)
+    if not SpectraStore.is_finished(path):
+        return None
+    store = SpectraStore.open(path, write=True)
+    _warn_of_catalog(experiment, store)
+    differs = differences(store.settings["identity"], store_identity(experiment))
+    if differs:
+        raise LayoutError(
+            f"{path} was made by other settings: {'; '.join(differs)}; choose another output, or remove the store"
+        )
+    return store
+
+
+def _create(experiment: Experiment, source: Source, inventory: Inventory) -> SpectraStore:
+    require_rows(inventory)
+    settings = experiment.ingest
+    recipe = Recipe(settings.prepare, source.grid)
+    resolved = settings.model_dump(mode="json", exclude_none=True)
+    return SpectraStore.create(
+        store_path(experiment),
+        grid=recipe.grid,
+        frame=settings.prepare.frame,
+        rows=inventory.rows,
+        shard_rows=settings.shard_rows,
+        chunk_rows=settings.chunk_rows,
+        columns=_learn_columns(source, recipe, inventory),
+        digest=store_digest(experiment, inventory),
+        recipe=recipe_digest(experiment),
+        settings=resolved | {"identity": store_identity(experiment), "catalog": _catalog_stamp(experiment)},
+        inventory=inventory,
+    )
+
+
+def _catalog_stamp(experiment: Experiment) -> list[int]:
+    """Size and time of the source's catalogue; empty where there is none."""
+    catalog = getattr(experiment.ingest.source, "catalog", None)
+    root = getattr(experiment.ingest.source, "path", "")
+    places = [] if catalog is None else [Path(catalog), Path(root) / catalog]
+    found = next((place.stat() for place in places if place.is_file()), None)
+    return [] if found is None else [found.st_size, found.st_mtime_ns]
+
+
+def _warn_of_catalog(experiment: Experiment, store: SpectraStore) -> None:
+    if _catalog_stamp(experiment) != store.settings.get("catalog", []):
+        warnings.warn(
+            f"the catalogue is not the one that {store.path} was made with: files that are in the store keep the "
+            "spectra that it selected then; choose another output to select anew",
+            DistspecWarning,
+            stacklevel=2,
+        )
+
+
+def _fill(experiment: Experiment, store: SpectraStore) -> None:
+    """Write the pending shards, take the second look, and say what became of everything."""
+    settings = experiment.runtime
+    connect(settings, experiment.train.workers)
+    # Each extension is a run of its own; a run that was interrupted is gone on with.
+    key = digest(store.digest, list(store.base.parts))
+    with Run(experiment, "ingest", key, {"store": store.digest}) as run:
+        rows = Rows(store.inventory())
+        items = [(shard, rows.pieces(*store.base.bounds(shard))) for shard in store.pending()]
+        for _ in map_shards(Ingester, (experiment, store.path), items, settings, "ingest"):
+            pass
+        source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        missing = source.missing()
+        try:
+            _second_look(experiment, store)
+        except ConfigError as error:
+            # Why so few are left is what the user needs to know now.
+            lines = write_ledger(store, missing, ledger_path(experiment))
+            raise ConfigError(f"{error} ({lines} are set aside; {ledger_path(experiment)} says why)") from error
+        write_ledger(store, missing, ledger_path(experiment))
+        status = store.status()
+        run.metrics({"spectra": len(status), "set_aside": int((status != 0).sum()), "missing": len(missing)})
+        run.metrics({f"set_aside_{reason.lower()}": count for reason, count in first_reasons(status).items()})
+        run.text(repr(store), "store.txt")
+        # Last: until now a run that was killed does all of this again.
+        store.looked()
+
+
+def _second_look(experiment: Experiment, store: SpectraStore) -> None:
+    duplicates = np.zeros(0, np.int64)
+    if experiment.ingest.prepare.cuts.duplicates:
+        duplicates = duplicate_rows(store)
+    if not store.is_frozen:
+        scheduler, parallel = dask_scheduler(), workers_of(experiment.runtime, store.shards)
+        store.freeze(statistics_of(experiment, store, duplicates, scheduler, parallel))
+    if store.statistics is not None or duplicates.size or store.has_look:
+        pending = store.look().pending()
+        cuts = [store.base.bounds(shard) for shard in pending]
+        items = [
+            (shard, duplicates[np.searchsorted(duplicates, start) : np.searchsorted(duplicates, stop)])
+            for shard, (start, stop) in zip(pending, cuts, strict=True)
+        ]
+        for _ in map_shards(Looker, (store.path,), items, experiment.runtime, "look"):
+            pass
+    store.reload()
+
+
+def _count(experiment: Experiment, source: Source, names: list[str]) -> Iterator[tuple[str, int]]:
+    """Count the wanted spectra of files: in workers, unless there are few."""
+    if len(names) <= _FEW:
+        yield from counts_of(source, names)
+        return
+    connect(experiment.runtime, experiment.train.workers)
+    groups = [names[start : start + _GROUP] for start in range(0, len(names), _GROUP)]
+    for found in map_shards(Counter, (experiment,), groups, experiment.runtime, "count"):
+        yield from found
+
+
+def _learn_columns(source: Source, recipe: Recipe, inventory: Inventory) -> Fields:
+    """Find the columns of the store by preparing the first spectrum that can be read."""
+    failures = []
+    for name, count in zip(inventory.names, inventory.counts, strict=True):
+        if not count:
+            continue
+        try:
+            spectra, columns = source.read(Piece(name, 0, 1))
+        except SourceError as error:
+            failures.append(error)
+            continue
+        _, columns = recipe(spectra, columns)
+        text = np.array([""])
+        return {key: field_of(values) for key, values in ({"file": text, "note": text} | columns).items()}
+    if len(failures) == 1:
+        raise failures[0]
+    raise SourceError(f"none of {len(failures)} files can be read; the first: {failures[0]}")

@@ -1,0 +1,170 @@
+"""`distspec ingest`: survey files -> store.
+
+The driver lists what there is, lets workers count what must be opened, and hands out shards; each worker reads the
+pieces of its shard, prepares them and writes the shard whole. Files that are new since an earlier ingest become a
+further part of the store. A file that cannot be read keeps its rows: they are set aside with the reason in the column
+`note`. When all rows are there, a second look settles what only all of them can tell.
+"""
+
+from collections.abc import Iterator
+from gzip import BadGzipFile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from distspec.config import Experiment
+from distspec.errors import ConfigError, SourceError
+from distspec.prepare.recipe import Recipe
+from distspec.sources import Piece, Source, open_source
+from distspec.spectra import Columns, Spectra, Status
+from distspec.store import SpectraStore
+
+__all__ = ["Looker"]
+
+_BATCH = 512
+"""Spectra prepared at a time; bounds memory whatever the size of files and shards."""
+
+
+def counts_of(source: Source, names: list[str]) -> list[tuple[str, int]]:
+    counts = []
+    for name in names:
+        try:
+            counts.append((name, source.count(name)))
+        except SourceError:
+            # It takes one row, which will tell why.
+            counts.append((name, -1))
+    return counts
+
+
+class Counter:
+    """Counts the wanted spectra of groups of files; lives in a worker."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+
+    def __call__(self, names: list[str]) -> list[tuple[str, int]]:
+        return counts_of(self._source, names)
+
+
+class Ingester:
+    """Reads, prepares and writes one shard; lives in a worker."""
+
+    def __init__(self, experiment: Experiment, path: str) -> None:
+        self._source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        self._recipe = Recipe(experiment.ingest.prepare, self._source.grid)
+        self._store = SpectraStore.open(path, write=True)
+        self._fields = {
+            name.removeprefix("columns/"): field
+            for name, field in self._store.base.fields.items()
+            if name.startswith("columns/")
+        }
+
+    def __call__(self, item: tuple[int, list[Piece]]) -> int:
+        shard, pieces = item
+        start, stop = self._store.base.bounds(shard)
+        flux, ivar = np.empty((2, stop - start, self._store.grid.pixels), np.float32)
+        tables: list[Columns] = []
+        done = 0
+        for spectra, columns in self._prepared(pieces):
+            flux[done : done + len(spectra)], ivar[done : done + len(spectra)] = spectra.flux, spectra.ivar
+            tables.append(columns)
+            done += len(spectra)
+        columns = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+        rows = np.arange(start, stop, dtype=np.int64)
+        self._store.write(shard, Spectra(rows, flux, ivar, self._store.grid), columns)
+        return shard
+
+    def _prepared(self, pieces: list[Piece]) -> Iterator[tuple[Spectra, Columns]]:
+        """Read piece by piece and prepare in batches."""
+        read: list[tuple[Spectra, Columns]] = []
+        unreachable: dict[str, SourceError] = {}
+        for piece in pieces:
+            for start in range(piece.start, piece.stop, _BATCH):
+                part = Piece(piece.name, start, min(start + _BATCH, piece.stop), piece.counted)
+                read.append(self._read(part, unreachable))
+                if sum(len(spectra) for spectra, _ in read) >= _BATCH:
+                    yield self._prepare(read)
+                    read = []
+        names = {piece.name for piece in pieces}
+        if len(names) > 1 and unreachable.keys() == names:
+            # Not one bad file but a disk that is gone: to set all aside would make that final.
+            first = unreachable[pieces[0].name]
+            raise SourceError(f"none of {len(names)} files can be reached; the first: {first}")
+        if read:
+            yield self._prepare(read)
+
+    def _read(self, piece: Piece, unreachable: dict[str, SourceError]) -> tuple[Spectra, Columns]:
+        count = len(piece)
+        notes = {"file": np.full(count, piece.name), "note": np.full(count, "")}
+        try:
+            if not piece.counted:
+                self._source.count(piece.name)
+                raise SourceError(f"{piece.name}: could not be counted when it was listed; touch it, and ingest again")
+            spectra, columns = self._source.read(piece)
+        except SourceError as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, BadGzipFile):
+                unreachable[piece.name] = error
+            grid = self._source.grid
+            blank = np.zeros((count, grid.pixels), np.float32)
+            spectra = Spectra(np.arange(piece.start, piece.stop, dtype=np.int64), blank, blank, grid)
+            made = {*Recipe.COLUMNS, *notes}
+            columns = {name: self._blank(name, count) for name in self._fields if name not in made}
+            columns |= self._source.identify(piece)
+            columns["status"] = np.full(count, int(Status.UNREADABLE), np.int32)
+            notes["note"] = np.full(count, str(error))
+        return spectra, notes | columns
+
+    def _blank(self, name: str, count: int) -> Shaped[np.ndarray, "n ..."]:
+        """Fill a column for spectra of which nothing is known."""
+        dtype, shape = self._fields[name]
+        if dtype == "string":
+            return np.full((count, *shape), "")
+        kind = np.dtype(dtype)
+        return np.full((count, *shape), np.nan if kind.kind == "f" else 0, kind)
+
+    def _prepare(self, read: list[tuple[Spectra, Columns]]) -> tuple[Spectra, Columns]:
+        names = {name for _, table in read for name in table}
+        odd = names ^ set.intersection(*(set(table) for _, table in read))
+        if odd:
+            raise ConfigError(f"files of this source differ in their columns: {', '.join(sorted(odd))}")
+        joined, columns = read[0]
+        if len(read) > 1:
+            joined = Spectra(
+                np.concatenate([spectra.rows for spectra, _ in read]),
+                np.concatenate([spectra.flux for spectra, _ in read]),
+                np.concatenate([spectra.ivar for spectra, _ in read]),
+                self._source.grid,
+            )
+            columns = {name: np.concatenate([table[name] for _, table in read]) for name in columns}
+        spectra, prepared = self._recipe(joined, columns)
+        # Of what cannot be read nothing else is known, so nothing else is held against it.
+        unreadable = (prepared["status"] & Status.UNREADABLE) != 0
+        prepared["status"] = np.where(unreadable, int(Status.UNREADABLE), prepared["status"]).astype(np.int32)
+        missing = set(self._fields) ^ set(prepared)
+        if missing:
+            raise ConfigError(f"files of this source differ in their columns: {', '.join(sorted(missing))}")
+        return spectra, prepared
+
+
+class Looker:
+    """Takes the second look at one shard after the other; lives in a worker."""
+
+    def __init__(self, path: str) -> None:
+        self._store = SpectraStore.open(path, write=True)
+        self._look = self._store.look()
+
+    def __call__(self, item: tuple[int, Int64[np.ndarray, "m"]]) -> int:
+        """Write the marks and factors of a shard; the item gives the shard and its rows that are duplicates."""
+        shard, duplicates = item
+        start, stop = self._store.base.bounds(shard)
+        base = self._store.base.read("columns/status", start, stop)
+        status = base.copy()
+        status[duplicates - start] |= np.int32(Status.DUPLICATE)
+        factor = np.ones(stop - start, np.float32)
+        statistics = self._store.statistics
+        if statistics is not None:
+            factor = statistics.factor(self._store.read(shard, frozen=False))
+            status = statistics.status(self._store.base.read("columns/snr", start, stop), status, factor)
+        self._look.write(shard, {"status": (status & ~base).astype(np.int32), "factor": factor})
+        return shard

@@ -1,0 +1,93 @@
+"""`distspec score`: store and checkpoint -> a layer with latents and all reconstruction scores, and their summaries.
+
+One pass: each worker reads a shard, reconstructs it once, writes every score, and returns a summary that adds up.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from distspec.config import Score
+from distspec.detectors.neural.scores import ModelScores
+from distspec.errors import ShardError
+from distspec.models.checkpoint import Checkpoint
+from distspec.statistics.summaries import Histogram, TopK
+from distspec.store import SpectraStore
+
+__all__ = ["ScoreSummary", "summarize"]
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """Counts, distributions and top lists of all scores over some shards; adds up across shards."""
+
+    scored: int
+    set_aside: int
+    histograms: dict[str, Histogram]
+    tops: dict[str, TopK]
+
+    def __add__(self, other: "ScoreSummary") -> "ScoreSummary":
+        return ScoreSummary(
+            self.scored + other.scored,
+            self.set_aside + other.set_aside,
+            {name: self.histograms[name] + other.histograms[name] for name in self.histograms},
+            {name: self.tops[name] + other.tops[name] for name in self.tops},
+        )
+
+
+def summarize(
+    rows: Int64[np.ndarray, "n"],
+    scores: Mapping[str, Float32[np.ndarray, "n"]],
+    usable: Bool[np.ndarray, "n"],
+    top: int,
+) -> ScoreSummary:
+    """Summarize the scores of some rows."""
+    scored = int(usable.sum())
+    columns = {name: np.where(usable, values, np.nan) for name, values in scores.items()}
+    return ScoreSummary(
+        scored,
+        len(rows) - scored,
+        {name: Histogram.of(column) for name, column in columns.items()},
+        {name: TopK.of(top, rows, column) for name, column in columns.items()},
+    )
+
+
+class Scorer:
+    """Scores one shard after the other; lives in a worker."""
+
+    def __init__(self, store: str, folder: str, layer: str, settings: Score, device: str) -> None:
+        self._store = SpectraStore.open(store, write=True)
+        self._layer = self._store.layer(layer)
+        self._scores = ModelScores(Checkpoint.load(folder), settings, device)
+        self._top = settings.top
+
+    def __call__(self, shard: int) -> ScoreSummary:
+        spectra = self._store.read(shard)
+        start, stop = self._layer.bounds(shard)
+        usable = self._store.status(start, stop) == 0
+        chosen = spectra if usable.all() else spectra[usable]
+        names = self._scores.names
+        values = np.full((len(spectra), len(names)), np.nan, np.float32)
+        told = {
+            name: np.full((len(spectra), *shape), np.nan, np.float32)
+            for name, (_, shape) in self._layer.fields.items()
+            if name not in names
+        }
+        if len(chosen):
+            scored = self._scores(chosen)
+            values[usable] = scored.scores
+            for name in told:
+                told[name][usable] = getattr(scored, name)
+            odd = usable & ~np.isfinite(values).all(axis=1)
+            if odd.any():
+                error = ShardError(
+                    f"row {spectra.rows[odd][0]} (and {int(odd.sum()) - 1} more of rows {start}-{stop}) has no finite "
+                    "score although it is not set aside; look at its flux, or cut it by the recipe"
+                )
+                error.rows = (start, stop)
+                raise error
+        columns = {name: np.ascontiguousarray(values[:, index]) for index, name in enumerate(names)}
+        self._layer.write(shard, told | columns)
+        return summarize(spectra.rows, columns, usable, self._top)

@@ -1,0 +1,231 @@
+"""`distspec train`: store -> checkpoint and registered model.
+
+Up to three fits follow each other in one group of Ray Train workers: an autoencoder; with `train.second` another one on
+what the first makes of the spectra; with `train.density` the density of the latents. Each keeps its state, so that a
+training that was killed goes on and ends with the same weights. Curves reach MLflow while it runs, from the driver
+alone, which follows these states.
+"""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+from jaxtyping import Float32
+from matplotlib.figure import Figure
+
+from distspec.config import Experiment, Train
+from distspec.errors import ConfigError, DistspecError, ShardError
+from distspec.models.build import build_autoencoder, within_reach
+from distspec.models.checkpoint import Checkpoint
+from distspec.models.flows.density import classes_of
+from distspec.models.training.feed import Feed
+from distspec.models.training.loop import Epoch, newest_epochs
+from distspec.results.layout import model_folder
+from distspec.runtime.progress import progress
+from distspec.runtime.tracking import Run
+from distspec.runtime.workers import connect, require_resources
+from distspec.spectra import Spectra, first_reasons
+from distspec.stages.train.accuracy import as_text
+from distspec.stages.train.workers import Job, phases_of, train_loop
+from distspec.store import SpectraStore
+
+__all__ = ["train"]
+
+
+def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
+    """Train the experiment's model on a store, or load it where that is done.
+
+    Raises:
+        ConfigError: no spectrum can be used, the settings do not fit the store, or the loss is not finite.
+        CheckpointError: the output cannot be written.
+    """
+    folder = model_folder(experiment, store.digest)
+    if (folder / "model.json").is_file():
+        return Checkpoint.load(folder)
+    settings = experiment.train
+    usable = int((store.column("status") == 0).sum())
+    if usable < 2:
+        raise ConfigError(
+            f"only {usable} of {store.rows} spectra can be used {_reasons(store)}; training needs two at least: loosen "
+            "ingest.prepare.cuts or give more spectra"
+        )
+    _require_columns(settings, store)
+    _require_redshifts(settings, store)
+    with torch.device("meta"):
+        build_autoencoder(settings.model, store.grid)  # what does not fit the grid is refused before Ray starts
+    lineage = {"store": store.digest, "recipe": store.recipe}
+    connect(experiment.runtime, settings.workers)
+    with Run(experiment, "train", folder.name, lineage) as run:
+        run.reads(experiment.name, store.digest, store.path)
+        state = Path(experiment.output) / "training" / folder.name
+        _work(experiment, store, state, run)
+        checkpoint = Checkpoint.load(state / "model")
+        _record(run, checkpoint, experiment, store)
+        losses = [epoch["validation_loss"] for epoch in checkpoint.facts["phases"]["first"]]
+        facts = {"store": store.digest, "recipe": store.recipe, "sha256": checkpoint.sha256}
+        facts["loss"] = f"{settings.model.kind} {settings.loss}"
+        inputs = dict.fromkeys(("flux", "ivar"), store.grid.pixels)
+        inputs |= {"redshift": 0} if settings.model.kind == "redshifted" else {}
+        outputs = {"reconstruction": store.grid.pixels, "latents": checkpoint.latents}
+        outputs |= {"density": 0} if checkpoint.density is not None else {}
+        run.register(state / "model", facts, min(losses), inputs, outputs)
+        run.metrics({"best_validation_loss": min(losses)})
+    # Written last: the model's folder exists only when everything else is done.
+    checkpoint = checkpoint.save(folder)
+    for left in (state, state.parent / "ray" / state.name):
+        shutil.rmtree(left, ignore_errors=True)
+    return checkpoint
+
+
+def _reasons(store: SpectraStore) -> str:
+    reasons = first_reasons(store.column("status"))
+    told = ", ".join(f"{count} {reason.lower().replace('_', ' ')}" for reason, count in reasons.items())
+    return f"({told})" if told else "(none is set aside)"
+
+
+def _require_columns(settings: Train, store: SpectraStore) -> None:
+    labels = settings.density.labels if settings.density is not None else ()
+    used = np.flatnonzero(store.column("status") == 0)
+    for name in labels:
+        if name not in store.column_names:
+            known = ", ".join(sorted(store.column_names))
+            raise ConfigError(f"train.density.labels names {name!r}; the store has the columns {known}")
+    if labels:
+        classes_of([store.column(name, used) for name in labels])  # too many classes are refused before the fits
+
+
+def _require_redshifts(settings: Train, store: SpectraStore) -> None:
+    if settings.model.kind != "redshifted":
+        return
+    if store.frame != "observed":
+        raise ConfigError("a redshifted train.model moves spectra itself; ingest with prepare.frame = 'observed'")
+    unknown = int((~np.isfinite(store.column("z")[store.column("status") == 0])).sum())
+    if unknown:
+        raise ConfigError(
+            f"{unknown} usable spectra have no redshift, which a redshifted train.model needs; set them aside by "
+            "ingest.prepare.cuts.z_min and z_max"
+        )
+
+
+def _work(experiment: Experiment, store: SpectraStore, state: Path, run: Run) -> None:
+    """Run the loop by Ray Train while a thread passes finished epochs on to MLflow."""
+    settings = experiment.train
+    if settings.workers:
+        require_resources("train.workers", settings.workers, settings.workers * settings.gpu)
+    elif settings.gpu and not torch.cuda.is_available():
+        raise ConfigError("train.gpu asks for a GPU and torch sees none on this machine; set train.gpu=false")
+    done = threading.Event()
+    follower = threading.Thread(target=_follow, args=(state, settings, run, done), daemon=True)
+    follower.start()
+    trainer = ray.train.torch.TorchTrainer(
+        train_loop,
+        train_loop_config={"job": Job(store.address, str(state.resolve()), settings, experiment.seed)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=settings.gpu,
+            resources_per_worker={"GPU": 1.0} if settings.gpu else {"CPU": 1.0},
+        ),
+        run_config=ray.train.RunConfig(
+            name=state.name,
+            storage_path=str((state.parent / "ray").resolve()),
+            failure_config=ray.train.FailureConfig(max_failures=2),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+    except DistspecError:
+        raise
+    except Exception as error:
+        # Without workers the loop runs here, and what it raises comes as it is.
+        raise ShardError(f"training failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
+    finally:
+        done.set()
+        follower.join()
+
+
+def _cause(error: Exception) -> DistspecError:
+    """Find our own error among the failures of the workers."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures:
+        inner = getattr(failure, "cause", failure)
+        if isinstance(inner, DistspecError):
+            return inner
+    return ShardError(f"training failed: {str(failures[0] if failures else error).strip().splitlines()[-1]}")
+
+
+def _follow(state: Path, settings: Train, run: Run, done: threading.Event) -> None:
+    """Pass each epoch of each phase on to the progress bar and to MLflow as soon as its state is whole."""
+    phases = phases_of(settings)
+    later = {name: list(phases)[place + 1 :] for place, name in enumerate(phases)}
+
+    def finished(phase: str) -> Iterator[Epoch]:
+        seen = 0
+        while True:
+            last = done.is_set() or any((state / name).exists() for name in later[phase])
+            history = newest_epochs(state / phase)
+            yield from history[seen:]
+            seen = len(history)
+            if last:
+                return
+            done.wait(0.5)
+
+    for phase, (epochs, unit) in phases.items():
+        prefix = "" if phase == "first" else f"{phase}/"
+        logged = run.last_step(f"{prefix}validation_{'log_prob' if unit == 'layer' else 'loss'}") + 1
+        for step, epoch in enumerate(progress(finished(phase), epochs, f"train {phase}", unit)):
+            if step >= logged:
+                run.metrics({f"{prefix}{name}": value for name, value in epoch.items()}, step)
+
+
+def _record(run: Run, checkpoint: Checkpoint, experiment: Experiment, store: SpectraStore) -> None:
+    """Put the curves, the table of errors, examples and chi-squared along wavelength into MLflow."""
+    matplotlib.use("Agg")
+    run.figure(_curves(checkpoint.facts["phases"]), "curves.png")
+    run.text(as_text(checkpoint.facts["accuracy"]) + "\n", "accuracy.txt")
+    feed = Feed(store.path, experiment.train, experiment.seed)
+    spectra = store.take(np.flatnonzero(feed.validation)[:512])
+    flux, ivar = (torch.from_numpy(values) for values in (spectra.flux, spectra.ivar))
+    redshift = None if spectra.redshift is None else torch.from_numpy(spectra.redshift).float()
+    with torch.inference_mode():
+        reconstruction = checkpoint.model(torch.where(ivar > 0, flux, 0.0), ivar, redshift)[0].numpy()
+        good = within_reach(checkpoint.model, ivar, redshift).numpy() > 0
+    run.figure(_examples(spectra, reconstruction), "reconstructions.png")
+    chi2 = np.where(good, spectra.flux - reconstruction, 0.0) ** 2 * spectra.ivar
+    along = Figure(figsize=(9, 3.5), layout="constrained")
+    axes = along.subplots()
+    axes.plot(store.grid.wave, chi2.sum(axis=0) / np.maximum(good.sum(axis=0), 1), lw=0.7)
+    axes.axhline(1.0, color="black", lw=0.5)
+    axes.set(xlabel="wavelength (Å, vacuum)", ylabel="validation χ² per pixel", yscale="log")
+    run.figure(along, "chi2_along_wavelength.png")
+
+
+def _curves(phases: dict[str, list[Epoch]]) -> Figure:
+    """Draw one panel for each fit."""
+    figure = Figure(figsize=(5 * len(phases), 4), layout="constrained")
+    for axes, (phase, epochs) in zip(np.atleast_1d(figure.subplots(1, len(phases))), phases.items(), strict=True):
+        for name in sorted({name for epoch in epochs for name in epoch if name.startswith(("train", "validation"))}):
+            axes.plot([epoch.get(name, np.nan) for epoch in epochs], label=name)
+        # Losses that fall by decades; a log-likelihood may be negative.
+        least = min((value for epoch in epochs for name, value in epoch.items() if "loss" in name), default=0.0)
+        axes.set(xlabel="epoch", title=phase, yscale="log" if least > 0 else "linear")
+        axes.legend()
+    return figure
+
+
+def _examples(spectra: Spectra, reconstruction: Float32[np.ndarray, "n pixels"]) -> Figure:
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    shown = min(4, len(spectra))
+    for index, axes in enumerate(np.atleast_1d(figure.subplots(shown, 1, sharex=True))):
+        axes.plot(spectra.grid.wave, np.where(spectra.good[index], spectra.flux[index], np.nan), lw=0.5, color="gray")
+        axes.plot(spectra.grid.wave, reconstruction[index], lw=0.8)
+        axes.set_ylabel(f"row {spectra.rows[index]}")
+    axes.set_xlabel("wavelength (Å, vacuum)")
+    return figure

@@ -1,0 +1,88 @@
+"""`distspec tune`: store -> settings that train well.
+
+Ray Tune runs the trials, Optuna proposes them, and successive halving ends the hopeless ones early. All that is known
+of a study is Optuna's journal (`study.py`): a study that was killed goes on from it, and every unfinished trial
+from its last epoch. What Ray itself keeps is never read again.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+import torch
+from torch import Tensor
+
+from distspec.config import Train
+from distspec.errors import ConfigError, DistspecError
+from distspec.models.build import build_autoencoder
+from distspec.models.training.feed import Feed
+from distspec.models.training.loop import Epoch, Reconstruction, fit, newest_state
+from distspec.store import limit_threads
+
+_WORST = 1e300
+"""What successive halving sees of a loss that is not finite: it interpolates between losses."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the worker of a trial needs; small and picklable.
+
+    Arguments:
+        store: address.
+        state: folder of the states of all trials.
+        settings: of training, without a trial's own values.
+        seed: of weights, order and validation set, the same in every trial.
+        limit: largest number of training spectra.
+    """
+
+    store: str
+    state: str
+    settings: Train
+    seed: int
+    limit: int | None
+
+
+def run_trial(config: dict[str, Any], job: Job) -> None:
+    """Train with a trial's settings and report every epoch; a failure is a result too, so that the search learns."""
+    torch.set_num_threads(1)
+    limit_threads(1)
+    best = math.inf
+
+    def report(epoch: Epoch) -> None:
+        nonlocal best
+        best = min(best, epoch["validation_loss"])
+        ray.tune.report({**epoch, "recorded": list(epoch), "loss": best, "halving": best})
+
+    try:
+        _fit(Train.model_validate_json(config["settings"]), job, Path(job.state) / f"{config['trial']:05d}", report)
+    except Exception as error:
+        # A loss that is not finite, or a network that does not fit in memory, is the trial's own; other errors of ours
+        # (a damaged store, a full disk) are not.
+        fatal = isinstance(error, DistspecError) and not isinstance(error, ConfigError)
+        said = str(error) if isinstance(error, DistspecError) else f"{type(error).__name__}: {error}"
+        told = {"failure": " ".join(said.split()), "fatal": fatal}
+        ray.tune.report({**told, "loss": math.inf, "halving": _WORST})
+
+
+def _fit(settings: Train, job: Job, state: Path, report: Callable[[Epoch], None]) -> None:
+    feed, mean = _spectra(job)
+    torch.manual_seed(job.seed)
+    model = build_autoencoder(settings.model, feed.store.grid).to(feed.device)
+    model.settle(mean.to(feed.device))  # type: ignore[operator]
+    for epoch in newest_state(state)[1]:
+        report(epoch)
+    objective = Reconstruction(model, settings.loss)
+    fit(model, objective, feed.with_batch(settings.batch), settings, state, job.seed, feed.device, report, "tune")
+
+
+@lru_cache(maxsize=1)
+def _spectra(job: Job) -> tuple[Feed, Tensor]:
+    """Open the spectra and take their mean, once for all trials of a worker."""
+    device = "cuda" if job.settings.gpu else "cpu"
+    feed = Feed(job.store, job.settings, job.seed, device=device, limit=job.limit)
+    return feed, feed.mean()
