@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distspec.errors import StoreError
 
-__all__ = ["in_place"]
+__all__ = ["in_place", "write_file"]
 
 
 @contextmanager
@@ -36,3 +36,19 @@ def in_place(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):
             partial.unlink()
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file that appears whole: under another name first, then renamed over the old one."""
+    partial = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; choose another output") from error
+    finally:
+        partial.unlink(missing_ok=True)

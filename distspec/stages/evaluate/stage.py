@@ -13,7 +13,7 @@ import os
 import uuid
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,11 +27,13 @@ from distspec.errors import CheckpointError, ConfigError, LayoutError, StoreErro
 from distspec.models.checkpoint import Checkpoint, read_json
 from distspec.results.layout import detector_folder, evaluation_folder, score_layer
 from distspec.results.scores import Scores, joined_scores, score_names
-from distspec.runtime.tracking import Run
-from distspec.runtime.workers import connect, map_actors
+from distspec.results.truth import has_truth
+from distspec.runtime.workers import map_actors
 from distspec.stages.evaluate.injection import GRADED, KINDS, MOVED, describe
-from distspec.stages.evaluate.section import SCHEMA, picture
+from distspec.stages.evaluate.section import SCHEMA, content, figures, picture, truth_section
 from distspec.stages.evaluate.workers import Job, Part, Plan, Planter
+from distspec.stages.stage import Facts, Products, Section, State, stage_run
+from distspec.stages.stage import Job as StageJob
 from distspec.statistics.ensembles import Survivors, rank_mean, rank_union
 from distspec.statistics.holdout import held_out
 from distspec.statistics.recall import (
@@ -47,7 +49,7 @@ from distspec.statistics.recall import (
 )
 from distspec.store import Layer, SpectraStore
 
-__all__ = ["Evaluated", "evaluate", "evaluated_of"]
+__all__ = ["EvaluateStage", "evaluate", "evaluated_of"]
 
 _CHUNK: Final = 64
 """Hosts in one unit of work. A constant: how a batch is cut may change the last digit of a score."""
@@ -63,17 +65,45 @@ _FEW: Final = 100
 """Of a smaller background it is said how little it can tell."""
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """What planting told.
+class EvaluateStage:
+    """Known anomalies planted in your own spectra -> what each detector finds, and where explanations point."""
 
-    Arguments:
-        folder: of evaluation.json and evaluation.csv.
-        facts: content of the former; `distspec.stages.evaluate.section` says what it holds.
-    """
+    name, uses, in_run = "evaluate", ("ingest", "train", "score", "detect"), True
 
-    folder: Path
-    facts: dict[str, Any]
+    def state(self, job: StageJob) -> State:
+        """Look for the measurement of these detectors."""
+        if not job.experiment.evaluate.hosts:
+            return State(0, 0, "measurements", "evaluate.hosts is 0")
+        whole = self.find(job).evaluation is not None
+        return State(int(whole), 1, "measurements", "" if whole else "these detectors are not measured")
+
+    def find(self, job: StageJob) -> Products:
+        """Open the measurement of these detectors."""
+        return job.having(evaluation=evaluated_of(job.experiment, job.store, job.have.checkpoint, job.have.detected))
+
+    def make(self, job: StageJob) -> Products:
+        """Plant and measure, or finish doing so."""
+        if not job.experiment.evaluate.hosts:
+            raise ConfigError("evaluate.hosts is 0, so nothing is planted; set it to some hundreds")
+        alone = job.have.checkpoint is None and bool(job.experiment.detect.detectors)
+        checkpoint, scores = (None, None) if alone else (job.checkpoint, job.scores)
+        found = evaluate(job.experiment, job.store, checkpoint, scores, job.have.detected)
+        return job.having(evaluation=found)
+
+    def told(self, made: Products) -> Iterator[tuple[str, str]]:
+        """Name the folder."""
+        if made.evaluation is not None:
+            yield "measured", str(made.evaluation.folder)
+
+    def sections(self, job: StageJob) -> Iterator[Section]:
+        """Show which planted anomalies of a simulated survey were found, and what planting in one's own tells."""
+        if has_truth(job.store):
+            yield truth_section(job)
+        if job.have.evaluation is not None:
+            facts = job.have.evaluation.facts
+            yield Section(
+                "evaluation", "Measured", "evaluate/section.html.jinja", {"evaluated": content(facts)}, figures(facts)
+            )
 
 
 def evaluate(
@@ -82,7 +112,7 @@ def evaluate(
     checkpoint: Checkpoint | None,
     scores: Layer | None,
     detected: Mapping[str, Layer],
-) -> Evaluated:
+) -> Facts:
     """Plant anomalies and measure all detectors and explainers, or finish doing so.
 
     Arguments:
@@ -104,11 +134,9 @@ def evaluate(
         return there
     plan = _plan(experiment, store)
     table = Scores(layers)
-    connect(experiment.runtime, experiment.train.workers)
     lineage = {"store": store.digest, "scores": " ".join(table.key)}
     lineage |= {} if checkpoint is None else {"model": checkpoint.sha256}
-    with Run(experiment, "evaluate", folder.name, lineage) as run:
-        run.reads(experiment.name, store.digest, store.path)
+    with stage_run(experiment, store, "evaluate", folder.name, lineage, experiment.train.workers) as run:
         places = _places(experiment, store, detected)
         arguments = (store.path, plan, experiment, None if checkpoint is None else checkpoint.folder, places)
         parts = _work(experiment, plan, folder, arguments)
@@ -124,7 +152,7 @@ def evaluate(
         run.figure(picture(facts), "evaluation.png")
     for part in folder.glob("part-*.npz"):
         part.unlink(missing_ok=True)
-    return Evaluated(folder, facts)
+    return Facts(folder, facts)
 
 
 def _places(
@@ -140,7 +168,7 @@ def _places(
 
 def evaluated_of(
     experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint | None, detected: Mapping[str, Layer]
-) -> Evaluated | None:
+) -> Facts | None:
     """Open the evaluation of these detectors, if there is one.
 
     Raises:
@@ -153,7 +181,7 @@ def evaluated_of(
     return _finished(evaluation_folder(experiment, store.digest, layers)) if layers else None
 
 
-def _finished(folder: Path) -> Evaluated | None:
+def _finished(folder: Path) -> Facts | None:
     path = folder / "evaluation.json"
     if not path.is_file():
         return None
@@ -162,7 +190,7 @@ def _finished(folder: Path) -> Evaluated | None:
         raise CheckpointError(
             f"{path} has schema {facts.get('schema')}, expected {SCHEMA}; remove it and evaluate again"
         )
-    return Evaluated(folder, facts)
+    return Facts(folder, facts)
 
 
 def _layers(

@@ -90,7 +90,9 @@ def render(facts: dict[str, Any] | None) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": _number, "count": "{:,}".format, "percent": _percent}
-    template = environment.from_string((resources.files("distspec.stages") / "cluster/section.html.jinja").read_text("utf-8"))
+    template = environment.from_string(
+        (resources.files("distspec.stages") / "cluster/section.html.jinja").read_text("utf-8")
+    )
     if facts is None:
         return template.render(clustered=None, places={}, colors=COLORS)
     _, places = embed(figures(facts))

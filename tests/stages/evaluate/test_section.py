@@ -27,7 +27,9 @@ def facts(whole: tuple[Experiment, Products]) -> dict[str, Any]:
 def render(facts: dict[str, Any] | None) -> str:
     """Render the fragment as the page does; give its text alone."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((resources.files("distspec.stages") / "evaluate/section.html.jinja").read_text("utf-8"))
+    template = environment.from_string(
+        (resources.files("distspec.stages") / "evaluate/section.html.jinja").read_text("utf-8")
+    )
     if facts is None:
         return template.render(evaluated=None, places={}, colors={})
     places = {name: Markup(place) for name, place in embed(figures(facts))[1].items()}
