@@ -53,8 +53,8 @@ def plan(file: File, /, *overrides: Overrides) -> None:
     experiment = load(file, overrides)
     from distspec.pipeline import plan
 
-    for stage, state, after, in_run in plan(experiment):
-        print(f"{stage:<9} {_as_text(state, after)}{'' if in_run else f' (by name: distspec {stage})'}")
+    for one in plan(experiment):
+        print(f"{one.stage:<9} {_as_text(one)}{'' if one.in_run else f' (by name: distspec {one.stage})'}")
 
 
 @app.command(sort_key=3)
@@ -189,13 +189,14 @@ def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> Any:
     return made
 
 
-def _as_text(state: Any, after: str) -> str:
+def _as_text(planned: Any) -> str:
     """Say how far a stage is, in a line."""
-    if state is None:
-        return f"waits    after {after}"
-    if state.total == 0:
-        return f"off      {state.why}"
-    word = "done" if state.finished else "pending" if state.done == 0 else "begun"
+    if planned.off:
+        return f"off      {planned.off}"
+    if planned.after:
+        return f"waits    after {planned.after}"
+    state = planned.state
+    word = "done" if state.finished else "begun" if state.done else "pending"
     why = f": {state.why}" if state.why else ""
     return f"{word:<8} {state.done} of {state.total} {state.unit}{why}"
 

@@ -44,17 +44,15 @@ def run(experiment: Experiment, only: str | None = None, say: Callable[[str], No
         stages = STAGES if only is None else _needed(only)
         done: list[str] = []
         for stage in stages:
-            if only is not None:
-                asked = stage.name == only
-            else:
-                state = stage.state(job) if stage.in_run else State(0, 0, "")
-                asked = state.total > 0
-                if asked and state.finished and not state.again:
+            asked = stage.name == only if only is not None else stage.in_run and not stage.off(experiment)
+            if asked and only is None:
+                state = stage.state(job)
+                if state.finished and not state.again:
                     done.append(stage.name)
-                elif asked and done:
+                elif done:
                     say(f"already done: {', '.join(done)}")
                     done = []
-            if asked or stage.in_run or only is not None:
+            if asked or stage.in_run:
                 job = replace(job, have=stage.make(job) if asked else stage.find(job))
         # Only now: settings that were refused must not stand beside the results of others.
         write_file(folder / "experiment.toml", dump(experiment))
@@ -79,9 +77,11 @@ class Planned(NamedTuple):
 
     stage: str
     state: State | None
-    """None where it hangs on a stage that is not done."""
+    """None where it hangs on a stage that is not done, or is left out."""
     after: str
     """That stage."""
+    off: str
+    """Why it is left out."""
     in_run: bool
 
 
@@ -94,19 +94,15 @@ def plan(experiment: Experiment) -> Iterator[Planned]:
         DistspecError: the input or the settings are refused, or what there is is damaged.
     """
     job = Job(experiment, stages=STAGES)
-    pending: set[str] = set()
+    pending: list[str] = []
     for stage in STAGES:
-        after = next((name for name in (other.name for other in STAGES) if name in pending & set(stage.uses)), "")
-        if after:
-            yield Planned(stage.name, None, after, stage.in_run)
-            pending.add(stage.name)
-            continue
-        state = stage.state(job)
-        yield Planned(stage.name, state, "", stage.in_run)
-        if state.finished:
-            job = replace(job, have=stage.find(job))
+        off, after = stage.off(experiment), next((name for name in pending if name in stage.uses), "")
+        state = None if off or after else stage.state(job)
+        yield Planned(stage.name, state, after, off, stage.in_run)
+        if after or not (off or state is None or state.finished):
+            pending.append(stage.name)
         else:
-            pending.add(stage.name)
+            job = replace(job, have=stage.find(job))
 
 
 def told(made: Products) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from distspec.config import Experiment
 from distspec.errors import StoreNotFoundError
@@ -21,7 +21,7 @@ from distspec.runtime.workers import connect
 from distspec.statistics.summaries import Histogram
 from distspec.store import Layer, SpectraStore
 
-__all__ = ["Exported", "Facts", "Job", "Products", "Section", "Stage", "State", "Tuned", "stage_run"]
+__all__ = ["Comparison", "Exported", "Facts", "Job", "Products", "Section", "Stage", "State", "Tuned", "stage_run"]
 
 _NO_LAYERS: Mapping[str, Layer] = MappingProxyType({})
 
@@ -37,6 +37,21 @@ class Facts:
 
     folder: Path
     facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What comparing scores left.
+
+    Arguments:
+        folder: with comparison.json, overlaps.csv, errors.csv and groups.csv.
+        facts: the JSON.
+        ensembles: layer with the scores `rank_mean` and `rank_union`; None where it is not finished.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    ensembles: Layer | None
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,7 @@ class Products:
         checkpoint: of train, or the one that `score.checkpoint` names.
         scores: of score.
         detected: of detect: the layer of each classical detector, by its name.
-        comparison, ensembles: of compare; the latter is None where it is not finished.
+        comparison: of compare, with the ensembles.
         explanations: of explain: the layer of each method, by its name.
         lines, ascents: of explain.
         clusters: of cluster.
@@ -98,8 +113,7 @@ class Products:
     checkpoint: Checkpoint | None = None
     scores: Layer | None = None
     detected: Mapping[str, Layer] = field(default_factory=lambda: _NO_LAYERS)
-    comparison: Facts | None = None
-    ensembles: Layer | None = None
+    comparison: Comparison | None = None
     explanations: Mapping[str, Layer] = field(default_factory=lambda: _NO_LAYERS)
     lines: Layer | None = None
     ascents: Layer | None = None
@@ -177,8 +191,8 @@ class Job:
     @cached_property
     def all_scores(self) -> Scores:
         """The same with the ensembles."""
-        ensembles = [] if self.have.ensembles is None else [self.have.ensembles]
-        return Scores([*self.table.layers, *ensembles])
+        ensembles = self.have.comparison.ensembles if self.have.comparison is not None else None
+        return Scores([*self.table.layers, *([] if ensembles is None else [ensembles])])
 
     @cached_property
     def distributions(self) -> dict[str, Histogram]:
@@ -196,9 +210,9 @@ class State:
     """How far a stage is.
 
     Arguments:
-        done, total: of its units of work; 0 of 0 where it is switched off.
+        done, total: of its units of work.
         unit: what is counted, in the plural.
-        why: it is switched off, or not done.
+        why: it is not done.
         again: it is made anew by every run, in seconds, done or not.
     """
 
@@ -234,7 +248,7 @@ class Section:
 
 
 class Stage(Protocol):
-    """One verb: what it makes, finds and shows.
+    """One verb: what it makes, finds and shows. Stages inherit from this what most of them have in common.
 
     Arguments:
         name: of the verb, its folder, its settings, its tests.
@@ -242,26 +256,25 @@ class Stage(Protocol):
         in_run: whether `distspec run` makes it; False: by name only.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: ClassVar[str]
+    uses: ClassVar[tuple[str, ...]]
+    in_run: ClassVar[bool] = True
 
-    @property
-    def uses(self) -> tuple[str, ...]: ...
-
-    @property
-    def in_run(self) -> bool: ...
+    def off(self, experiment: Experiment) -> str:
+        """Say why a run leaves it out; nothing where it does not."""
+        return ""
 
     def state(self, job: Job) -> State:
         """Say how far it is: looks, computes nothing, writes nothing."""
         ...
 
     def find(self, job: Job) -> Products:
-        """Add what it left to what there is; nothing where it has not run.
+        """Add what it left to what there is; nothing where it has not run, or where no stage opens it.
 
         Raises:
             DistspecError: what there is is damaged, or belongs to other settings.
         """
-        ...
+        return job.have
 
     def make(self, job: Job) -> Products:
         """Make its products, or finish them; what is done is not done again.
@@ -273,11 +286,11 @@ class Stage(Protocol):
 
     def told(self, made: Products) -> Iterable[tuple[str, str]]:
         """Name what it left, for the terminal: label and text."""
-        ...
+        return ()
 
     def sections(self, job: Job) -> Iterable[Section]:
         """Give its part of the page; nothing where it has none."""
-        ...
+        return ()
 
 
 def stage_run(

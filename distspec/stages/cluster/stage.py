@@ -8,7 +8,7 @@ says what it holds.
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +38,7 @@ from distspec.stages.cluster.members import (
 )
 from distspec.stages.cluster.peaks import peaks
 from distspec.stages.cluster.section import SCHEMA, content, figures, picture
-from distspec.stages.stage import Facts, Job, Products, Section, State, stage_run
+from distspec.stages.stage import Facts, Job, Products, Section, Stage, State, stage_run
 from distspec.statistics.clustering import EXACT, Clusters, components_for, leaning, normalized
 from distspec.statistics.clustering import cluster as find_clusters
 from distspec.store import Layer, SpectraStore
@@ -59,10 +59,10 @@ _COLUMNS: Final = ("ra", "dec", "z", "snr", "class", "subclass", "anomaly")
 """Catalogue columns of the table of members, where the store has them."""
 
 
-class ClusterStage:
+class ClusterStage(Stage):
     """Explanations -> groups of spectra that are odd for the same reason."""
 
-    name, uses, in_run = "cluster", ("ingest", "train", "score", "detect", "explain"), True
+    name, uses = "cluster", ("ingest", "train", "score", "detect", "explain")
 
     def state(self, job: Job) -> State:
         """Look for the clusters of these explanations."""

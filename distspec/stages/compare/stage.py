@@ -28,7 +28,7 @@ from distspec.stages.compare.bias import Groups, find_groups, measure_bias
 from distspec.stages.compare.errors import Residuals, measure_residuals
 from distspec.stages.compare.section import content, figures
 from distspec.stages.compare.workers import EnsembleScorer
-from distspec.stages.stage import Facts, Job, Products, Section, State, stage_run
+from distspec.stages.stage import Comparison, Job, Products, Section, Stage, State, stage_run
 from distspec.statistics.ensembles import Survivors
 from distspec.statistics.overlap import ASSUMPTION, Joint, curve, estimate
 from distspec.statistics.summaries import Histogram
@@ -49,28 +49,26 @@ _TOP: Final = 10_000
 _SURVIVORS: Final = "survivors.npz"
 
 
-class CompareStage:
+class CompareStage(Stage):
     """Scores -> how far detectors agree, how many anomalies that implies, what each leans towards; ensembles."""
 
-    name, uses, in_run = "compare", ("ingest", "train", "score", "detect"), True
+    name, uses = "compare", ("ingest", "train", "score", "detect")
 
     def state(self, job: Job) -> State:
         """Look for the comparison of these scores and the layer of their ensembles."""
-        comparison, ensembles = compared_of(job.experiment, job.store, job.table)
-        whole = comparison is not None and ensembles is not None
+        found = compared_of(job.experiment, job.store, job.table)
+        whole = found is not None and found.ensembles is not None
         return State(int(whole), 1, "comparisons", "" if whole else "these scores are not compared")
 
     def find(self, job: Job) -> Products:
         """Open the comparison of these scores."""
         if job.have.scores is None and not job.have.detected:
             return job.have
-        comparison, ensembles = compared_of(job.experiment, job.store, job.table)
-        return job.having(comparison=comparison, ensembles=ensembles)
+        return job.having(comparison=compared_of(job.experiment, job.store, job.table))
 
     def make(self, job: Job) -> Products:
         """Compare, or finish doing so."""
-        comparison, ensembles = compare(job.experiment, job.store, job.table)
-        return job.having(comparison=comparison, ensembles=ensembles)
+        return job.having(comparison=compare(job.experiment, job.store, job.table))
 
     def told(self, made: Products) -> Iterator[tuple[str, str]]:
         """Name the folder."""
@@ -86,7 +84,7 @@ class CompareStage:
             )
 
 
-def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> tuple[Facts, Layer]:
+def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comparison:
     """Compare scores and join them to ensembles, or finish doing so.
 
     Arguments:
@@ -101,8 +99,8 @@ def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> tupl
     chosen = _chosen(experiment, scores)
     properties, kinds = properties_of(experiment.compare, store), kinds_of(experiment.compare, store)
     found = compared_of(experiment, store, scores)
-    if found[0] is not None and found[1] is not None:
-        return found[0], found[1]
+    if found is not None and found.ensembles is not None:
+        return found
     folder = _folder(experiment, store, scores, chosen)
     lineage = {"store": store.digest, "scores": ", ".join(chosen.key)}
     slots = experiment.train.workers if store.rows > _HERE else None
@@ -114,22 +112,22 @@ def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> tupl
         write_folder(folder, {"comparison.json": content.encode(), **files})
         run.metrics(_metrics(facts))
         run.summary(facts, "comparison.json")
-    return Facts(folder, facts), ensembles
+    return Comparison(folder, facts, ensembles)
 
 
-def compared_of(experiment: Experiment, store: SpectraStore, scores: Scores) -> tuple[Facts | None, Layer | None]:
-    """Open the comparison of these scores and the layer of their ensembles, where there are such and they are whole."""
+def compared_of(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comparison | None:
+    """Open the comparison of these scores, if there is one."""
     names = joined_scores(experiment.compare.scores, scores)
     if len(names) < 2 or not set(names) <= set(scores.names):
-        return None, None
+        return None
     chosen = scores.only(names)
     folder = _folder(experiment, store, scores, chosen)
     if not (folder / "comparison.json").is_file():
-        return None, None
+        return None
     name = ensemble_layer(store.digest, chosen.layers, chosen.names)
     layer = store.layer(name) if name in store.layers() else None
     ensembles = None if layer is None or layer.pending() else layer
-    return Facts(folder, read_json(folder / "comparison.json", "run `distspec compare` again")), ensembles
+    return Comparison(folder, read_json(folder / "comparison.json", "run `distspec compare` again"), ensembles)
 
 
 def _folder(experiment: Experiment, store: SpectraStore, scores: Scores, chosen: Scores) -> Path:

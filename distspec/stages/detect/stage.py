@@ -6,7 +6,7 @@ Rows of the validation set are scored, but nothing is fitted on them.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from distspec.errors import ConfigError
 from distspec.results.layout import detect_layer, detector_folder
 from distspec.runtime.workers import map_actors, map_shards
 from distspec.stages.detect.workers import DetectorScorer, Grower, Looker, Piece
-from distspec.stages.stage import Job, Products, Section, State, stage_run
+from distspec.stages.stage import Job, Products, Stage, State, stage_run
 from distspec.statistics.holdout import held_out, limited
 from distspec.statistics.summaries import Moments
 from distspec.store import Layer, SpectraStore
@@ -32,16 +32,18 @@ _UNFINISHED: Final = ".unfinished"
 """Ending of the folder of a detector that still asks for looks."""
 
 
-class DetectStage:
+class DetectStage(Stage):
     """Store -> classical detectors fitted, and their scores of every spectrum."""
 
-    name, uses, in_run = "detect", ("ingest",), True
+    name, uses = "detect", ("ingest",)
+
+    def off(self, experiment: Experiment) -> str:
+        """Nothing is fitted where the settings name no detector."""
+        return "" if experiment.detect.detectors else "detect.detectors names none"
 
     def state(self, job: Job) -> State:
         """Count the shards that are scored, of all detectors together."""
         wanted, store = job.experiment.detect.detectors, job.store
-        if not wanted:
-            return State(0, 0, "shards", "no detector is named in detect.detectors")
         layers = detections_of(job.experiment, store)
         done = sum(layer.shards - len(layer.pending()) for layer in layers.values())
         unfitted = [one.name for one in wanted if one.name not in layers]
@@ -64,10 +66,6 @@ class DetectStage:
         if made.store is not None:
             for layer in made.detected.values():
                 yield "scores", f"{made.store.path}/layers/{layer.name}"
-
-    def sections(self, job: Job) -> Iterable[Section]:
-        """Scores of detectors are shown beside those of models."""
-        return ()
 
 
 def detect(experiment: Experiment, store: SpectraStore) -> dict[str, Layer]:

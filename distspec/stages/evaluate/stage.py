@@ -12,7 +12,7 @@ import json
 import os
 import uuid
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +32,7 @@ from distspec.runtime.workers import map_actors
 from distspec.stages.evaluate.injection import GRADED, KINDS, MOVED, describe
 from distspec.stages.evaluate.section import SCHEMA, content, figures, picture, truth_section
 from distspec.stages.evaluate.workers import Job, Part, Plan, Planter
-from distspec.stages.stage import Facts, Products, Section, State, stage_run
+from distspec.stages.stage import Facts, Products, Section, Stage, State, stage_run
 from distspec.stages.stage import Job as StageJob
 from distspec.statistics.ensembles import Survivors, rank_mean, rank_union
 from distspec.statistics.holdout import held_out
@@ -65,15 +65,17 @@ _FEW: Final = 100
 """Of a smaller background it is said how little it can tell."""
 
 
-class EvaluateStage:
+class EvaluateStage(Stage):
     """Known anomalies planted in your own spectra -> what each detector finds, and where explanations point."""
 
-    name, uses, in_run = "evaluate", ("ingest", "train", "score", "detect"), True
+    name, uses = "evaluate", ("ingest", "train", "score", "detect")
+
+    def off(self, experiment: Experiment) -> str:
+        """Nothing is planted in no hosts."""
+        return "" if experiment.evaluate.hosts else "evaluate.hosts is 0"
 
     def state(self, job: StageJob) -> State:
         """Look for the measurement of these detectors."""
-        if not job.experiment.evaluate.hosts:
-            return State(0, 0, "measurements", "evaluate.hosts is 0")
         whole = self.find(job).evaluation is not None
         return State(int(whole), 1, "measurements", "" if whole else "these detectors are not measured")
 

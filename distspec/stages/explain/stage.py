@@ -5,7 +5,7 @@ each layer has its own leading axis; the field `row` leads back to the store. A 
 once, since one pass makes them all. A few spectra are one unit of work.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any, Final
@@ -26,7 +26,7 @@ from distspec.runtime.workers import map_actors
 from distspec.spectra.lines.tables import Indices, LineTable
 from distspec.stages.explain.selection import Chosen, by_ids, name_of, top_lists, top_rows
 from distspec.stages.explain.workers import AscentWorker, ExplainWorker, LineWorker
-from distspec.stages.stage import Job, Products, Section, State, stage_run
+from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.store import Fields, Layer, SpectraStore
 
 __all__ = [
@@ -56,10 +56,10 @@ _ORDINARY: Final = 0.99
 """Share of them, those of highest density, that counts as ordinary."""
 
 
-class ExplainStage:
+class ExplainStage(Stage):
     """Top-ranked spectra -> the wavelengths that make them odd."""
 
-    name, uses, in_run = "explain", ("ingest", "train", "score", "detect"), True
+    name, uses = "explain", ("ingest", "train", "score", "detect")
 
     def state(self, job: Job) -> State:
         """Count the methods by which all spectra of the lists are explained."""

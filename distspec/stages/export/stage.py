@@ -20,7 +20,7 @@ from distspec.runtime.progress import progress
 from distspec.stages.export.hats import write_hats
 from distspec.stages.export.parquet import write_parquet
 from distspec.stages.export.votable import write_votable
-from distspec.stages.stage import Exported, Job, Products, Section, State
+from distspec.stages.stage import Exported, Job, Products, Stage, State
 from distspec.store import SpectraStore
 from distspec.store.table import SCORES, Catalogue, open_layers, table_layers
 
@@ -29,19 +29,16 @@ __all__ = ["ExportStage", "export"]
 _NAMES = {"parquet": "catalog.parquet", "votable": "catalog.vot", "hats": "catalog-hats"}
 
 
-class ExportStage:
+class ExportStage(Stage):
     """Catalogue, scores and value-added columns -> a table for other programs."""
 
-    name, uses, in_run = "export", ("ingest",), False
+    name, uses = "export", ("ingest",)
+    in_run = False
 
     def state(self, job: Job) -> State:
         """Look whether there is a table at the place."""
         there = _target(job.experiment).exists()
         return State(int(there), 1, "tables", "" if there else "not written", again=True)
-
-    def find(self, job: Job) -> Products:
-        """A table is for other programs: no stage opens it."""
-        return job.have
 
     def make(self, job: Job) -> Products:
         """Write the table anew."""
@@ -52,10 +49,6 @@ class ExportStage:
         if made.exported is not None:
             table = made.exported
             yield "export", f"{table.path}: {table.rows} rows of {len(table.columns)} columns"
-
-    def sections(self, job: Job) -> Iterable[Section]:
-        """An export has no part of the page."""
-        return ()
 
 
 def export(experiment: Experiment, store: SpectraStore) -> Exported:

@@ -28,7 +28,7 @@ from distspec.stages.ingest.sample import check as check_sample
 from distspec.stages.ingest.section import section
 from distspec.stages.ingest.values import join_values, require_values
 from distspec.stages.ingest.workers import Counter, Ingester, Looker, counts_of
-from distspec.stages.stage import Job, Products, Section, State
+from distspec.stages.stage import Job, Products, Section, Stage, State
 from distspec.store import Fields, Inventory, SpectraStore, field_of
 
 __all__ = ["IngestStage", "ingest"]
@@ -40,10 +40,10 @@ _FEW = 8
 """So many files are counted at once by the driver: less than the start of a worker takes."""
 
 
-class IngestStage:
+class IngestStage(Stage):
     """Survey files -> store."""
 
-    name, uses, in_run = "ingest", (), True
+    name, uses = "ingest", ()
 
     def state(self, job: Job) -> State:
         """Count the shards that are written, and the files that the store does not know."""

@@ -17,25 +17,21 @@ from distspec.errors import CheckpointError, ConfigError, StoreError
 from distspec.results.layout import report_path, table_path
 from distspec.stages.report.cards import Ranked, cards_section, rank, ranked_csv, table_section
 from distspec.stages.report.page import page
-from distspec.stages.stage import Job, Products, Section, State
+from distspec.stages.stage import Job, Products, Section, Stage, State
 
 __all__ = ["ReportStage", "report"]
 
 
-class ReportStage:
+class ReportStage(Stage):
     """Everything -> one HTML page and a ranked table."""
 
-    name, in_run = "report", True
+    name = "report"
     uses = ("ingest", "train", "score", "detect", "compare", "explain", "cluster", "evaluate")
 
     def state(self, job: Job) -> State:
         """Look whether there is a page."""
         there = report_path(job.experiment).is_file() and table_path(job.experiment).is_file()
         return State(int(there), 1, "pages", "" if there else "not written", again=True)
-
-    def find(self, job: Job) -> Products:
-        """A page is for people: no stage opens it."""
-        return job.have
 
     def make(self, job: Job) -> Products:
         """Write the page and the table anew."""

@@ -3,6 +3,7 @@
 One pass: each worker reads a shard, reconstructs it once, writes every score, and returns a summary that adds up.
 """
 
+from collections.abc import Iterator
 from functools import reduce
 from operator import add
 from typing import Any
@@ -19,22 +20,20 @@ from distspec.runtime.workers import map_shards
 from distspec.spectra import first_reasons
 from distspec.stages.score.section import sections
 from distspec.stages.score.workers import Scorer, ScoreSummary, summarize
-from distspec.stages.stage import Job, Products, Section, State, stage_run
+from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.statistics.summaries import Histogram
 from distspec.store import Fields, Layer, SpectraStore
 
 __all__ = ["ScoreStage", "score"]
 
 
-class ScoreStage:
+class ScoreStage(Stage):
     """Store and model -> latents and scores of every spectrum."""
 
-    name, uses, in_run = "score", ("ingest", "train"), True
+    name, uses = "score", ("ingest", "train")
 
     def state(self, job: Job) -> State:
         """Count the shards that are scored."""
-        if job.have.checkpoint is None:
-            return State(0, 0, "shards", "no model")
         layer = self.find(job).scores
         done = 0 if layer is None else layer.shards - len(layer.pending())
         grown = layer is not None and layer.shards < job.store.shards

@@ -32,7 +32,7 @@ from distspec.runtime.tracking import Run
 from distspec.runtime.workers import require_resources
 from distspec.spectra import Spectra, first_reasons
 from distspec.stages.stage import Job as StageJob
-from distspec.stages.stage import Products, Section, State, stage_run
+from distspec.stages.stage import Products, Section, Stage, State, stage_run
 from distspec.stages.train.accuracy import as_text
 from distspec.stages.train.section import sections
 from distspec.stages.train.workers import Job, phases_of, train_loop
@@ -41,16 +41,18 @@ from distspec.store import SpectraStore
 __all__ = ["TrainStage", "train"]
 
 
-class TrainStage:
+class TrainStage(Stage):
     """Store -> trained model."""
 
-    name, uses, in_run = "train", ("ingest",), True
+    name, uses = "train", ("ingest",)
+
+    def off(self, experiment: Experiment) -> str:
+        """Nothing is trained where the settings name a model."""
+        return "" if experiment.score.checkpoint is None else "score.checkpoint names a model"
 
     def state(self, job: StageJob) -> State:
         """Count the epochs of all fits that are whole."""
         experiment = job.experiment
-        if experiment.score.checkpoint is not None:
-            return State(0, 0, "epochs", "score.checkpoint names a model")
         folder = model_folder(experiment, job.store.digest)
         total = sum(epochs for epochs, _ in phases_of(experiment.train).values())
         if (folder / "model.json").is_file():

@@ -27,7 +27,7 @@ import torch
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from distspec.config import Experiment, dump
+from distspec.config import Experiment, Train, dump
 from distspec.errors import ConfigError, ShardError
 from distspec.models.build import build_autoencoder
 from distspec.models.training.feed import Feed
@@ -36,7 +36,7 @@ from distspec.runtime.progress import progress
 from distspec.runtime.tracking import Run
 from distspec.runtime.workers import connect, require_resources
 from distspec.stages.stage import Job as StageJob
-from distspec.stages.stage import Products, Section, State, Tuned, stage_run
+from distspec.stages.stage import Products, Stage, State, Tuned, stage_run
 from distspec.stages.tune.space import Chooser, Least, Space
 from distspec.stages.tune.study import NAME, Study, number_of
 from distspec.stages.tune.workers import Job, run_trial
@@ -48,10 +48,11 @@ _OWN = ("trial", "settings")
 """Entries of a trial's configuration that are none of its parameters."""
 
 
-class TuneStage:
+class TuneStage(Stage):
     """Store -> settings with which `train` does best."""
 
-    name, uses, in_run = "tune", ("ingest",), False
+    name, uses = "tune", ("ingest",)
+    in_run = False
 
     def state(self, job: StageJob) -> State:
         """Count the trials that have ended."""
@@ -61,10 +62,6 @@ class TuneStage:
         with open(folder / "trials.csv", encoding="utf-8") as table:
             done = min(sum(1 for _ in table) - 1, total)
         return State(done, total, "trials", "" if done == total else "more trials are asked for")
-
-    def find(self, job: StageJob) -> Products:
-        """Settings that were found are a file of their own, which no stage opens."""
-        return job.have
 
     def make(self, job: StageJob) -> Products:
         """Search for settings, or go on with the search."""
@@ -77,10 +74,6 @@ class TuneStage:
             failed = f", {best.failed} failed" if best.failed else ""
             yield "tuned", f"{best.path}: validation loss {best.loss:.6g}, trial {best.trial}"
             yield "trials", f"{best.trials} in {best.table}{failed}"
-
-    def sections(self, job: StageJob) -> Iterable[Section]:
-        """A search has no part of the page."""
-        return ()
 
 
 @dataclass(frozen=True)
