@@ -19,6 +19,19 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from distspec.config.base import ENSEMBLES, METRICS, RECONSTRUCTION, ScoreName, Settings, metric_scores
 from distspec.config.cluster import Cluster
 from distspec.config.detect import AnyDetector, Compare, Detect, Errors, Evaluate, Fisher, Forest, Isolation, Pca
+from distspec.config.experiment import (
+    Experiment,
+    Export,
+    Ingest,
+    Report,
+    Runtime,
+    Score,
+    Second,
+    Tracking,
+    Train,
+    Tune,
+    Values,
+)
 from distspec.config.explain import (
     Ablation,
     AnyMethod,
@@ -73,19 +86,6 @@ from distspec.config.prepare import (
     Sky,
 )
 from distspec.config.sources import Condition, Desi, Lamost, Sdss, Simulate, Source, Specutils, Table, Wanted
-from distspec.config.stages import (
-    Experiment,
-    Export,
-    Ingest,
-    Report,
-    Runtime,
-    Score,
-    Second,
-    Tracking,
-    Train,
-    Tune,
-    Values,
-)
 from distspec.errors import ConfigError
 
 __all__ = [
