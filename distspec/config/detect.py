@@ -1,4 +1,4 @@
-"""Settings of the classical detectors, of their comparison, and of the measurement of how good each one is."""
+"""Settings of the `detect`: the classical detectors, and what they are fitted on."""
 
 from typing import Annotated, Literal
 
@@ -9,10 +9,7 @@ from distspec.config.base import Count, Fraction, Off, Positive, Settings
 __all__ = [
     "AnyDetector",
     "Classical",
-    "Compare",
     "Detect",
-    "Errors",
-    "Evaluate",
     "Fisher",
     "Forest",
     "Isolation",
@@ -141,55 +138,3 @@ class Detect(Settings):
             for one in self.detectors
             for name in ((one.name, f"{one.name}_mixture") if one.kind == "fisher" else (one.name,))
         )
-
-
-class Errors(Settings):
-    """Which spectra are listed for their reconstruction errors (Sharma et al., section 4)."""
-
-    sigma: Positive = 3.0
-    """Mean differences beyond so many standard deviations are listed."""
-    rmse: Annotated[Positive | None, Off] = None
-    """Root mean squared errors above this are listed; none lists those beyond `sigma` standard deviations."""
-
-
-class Compare(Settings):
-    """Scores -> how far detectors agree, and what they lean towards (stages/compare.py)."""
-
-    top: Count = 500
-    """Length of the lists whose overlaps are counted, g."""
-    sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (100, 200, 300, 500, 750, 1_000, 1_500, 2_000)
-    """Lengths at which the number of anomalies is estimated again."""
-    bias: Count = 100
-    """Length of the lists that are tested for what they lean towards."""
-    properties: tuple[str, ...] = ()
-    """Catalogue columns of numbers to test; none takes those among snr, z, magnitudes, plate, fibre and exposure that
-    the store has."""
-    exposures: tuple[str, ...] = ()
-    """Catalogue columns that together name an exposure; none takes those that the survey has."""
-    scores: tuple[str, ...] = ()
-    """Scores to compare; none takes chi2, mse, density and every classical detector that there is."""
-    errors: Errors = Errors()
-
-
-class Evaluate(Settings):
-    """Store with planted anomalies -> how good each detector and explainer is (stages/evaluate.py)."""
-
-    hosts: Annotated[int, Field(ge=0)] = 400
-    """Spectra of the validation set that every anomaly is planted in; 0 leaves the evaluation out of `run`."""
-    kinds: tuple[str, ...] = ()
-    """Kinds to plant; none takes all that leave a trace on the store's grid."""
-    strengths: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...], Field(min_length=1)] = (
-        0.1,
-        0.25,
-        0.5,
-        1.0,
-        2.0,
-    )
-    """1 is a clear case, as the simulator plants it."""
-    levels: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.001, 0.01, 0.05)
-    """Shares of the survey that are looked at."""
-    explained: Annotated[int, Field(ge=0)] = 20
-    """Hosts, at strength 1, whose planted spectra are explained."""
-    strata: Count = 3
-    """Parts of equal number by S/N, and by redshift."""
-    bootstrap: Annotated[int, Field(ge=2)] = 500

@@ -1,7 +1,7 @@
 from pathlib import Path
 
+import hypothesis
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from distspec.config import Experiment, digest, dump, load, presets
@@ -25,7 +25,8 @@ def test_presets_load_and_survive_dump_and_load(name: str, tmp_path: Path) -> No
     assert load(str(file)) == settings
 
 
-@given(
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
     epochs=st.integers(1, 10**6),
     rate=st.floats(1e-12, 1e3),
     hidden=st.lists(st.integers(1, 5000), max_size=5),

@@ -1,0 +1,33 @@
+"""Settings of `evaluate`: which anomalies are planted, how strong, in how many spectra."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from distspec.config.base import Count, Settings
+
+__all__ = ["Evaluate"]
+
+
+class Evaluate(Settings):
+    """Store with planted anomalies -> how good each detector and explainer is (stages/evaluate.py)."""
+
+    hosts: Annotated[int, Field(ge=0)] = 400
+    """Spectra of the validation set that every anomaly is planted in; 0 leaves the evaluation out of `run`."""
+    kinds: tuple[str, ...] = ()
+    """Kinds to plant; none takes all that leave a trace on the store's grid."""
+    strengths: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...], Field(min_length=1)] = (
+        0.1,
+        0.25,
+        0.5,
+        1.0,
+        2.0,
+    )
+    """1 is a clear case, as the simulator plants it."""
+    levels: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.001, 0.01, 0.05)
+    """Shares of the survey that are looked at."""
+    explained: Annotated[int, Field(ge=0)] = 20
+    """Hosts, at strength 1, whose planted spectra are explained."""
+    strata: Count = 3
+    """Parts of equal number by S/N, and by redshift."""
+    bootstrap: Annotated[int, Field(ge=2)] = 500
