@@ -1,12 +1,32 @@
 """Settings of `evaluate`: which anomalies are planted, how strong, in how many spectra."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from distspec.config.base import Count, Settings
 
-__all__ = ["Evaluate"]
+__all__ = ["Evaluate", "PlantedKind"]
+
+PlantedKind = Literal[
+    "e+a",
+    "double-peaked",
+    "wrong-redshift",
+    "two-galaxies",
+    "m-star-overlap",
+    "sn-ia",
+    "featureless-blue",
+    "extreme-lines",
+    "blueshifted-na-d",
+    "arm-step",
+    "sky-residual",
+    "cosmic-ray",
+    "red-runaway",
+    "blend",
+    "redshift-error",
+    "calibration-step",
+]
+"""What can be planted; a test compares it with what the stage knows, which settings cannot import."""
 
 
 class Evaluate(Settings):
@@ -14,7 +34,7 @@ class Evaluate(Settings):
 
     hosts: Annotated[int, Field(ge=0)] = 400
     """Spectra of the validation set that every anomaly is planted in; 0 leaves the evaluation out of `run`."""
-    kinds: tuple[str, ...] = ()
+    kinds: tuple[PlantedKind, ...] = ()
     """Kinds to plant; none takes all that leave a trace on the store's grid."""
     strengths: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...], Field(min_length=1)] = (
         0.1,

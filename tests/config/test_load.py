@@ -69,6 +69,8 @@ def test_another_kind_replaces_the_whole_table() -> None:
         ("detect.detectors=[{kind='pca', name='region'}]", "a detector cannot be named 'region', which tells what led"),
         ("detect.detectors=[{kind='lof'}]", "expected one of 'pca', 'forest', 'isolation', 'fisher'"),
         ("evaluate.levels=[2.0]", "setting 'evaluate.levels.0'"),
+        ("evaluate.kinds=['supernova']", "setting 'evaluate.kinds.0': Input should be 'e+a', 'double-peaked', "),
+        ("evaluate.kinds=['blend', 'x']", "'redshift-error' or 'calibration-step', got 'x'"),
         ("name='../evil'", "setting 'name'"),
         ("preset=nothing", "no preset 'nothing'"),
         ("epochs", "is not an assignment"),
