@@ -7,6 +7,7 @@ unit included; `distspec config --explain` prints it.
     base.py         what all settings share; names of scores
     experiment.py   all settings of one experiment, and what must hold between them
     load.py         TOML -> settings -> TOML; their differences and their digest
+    reference.py    what each setting means, may be and is by default, as text
     presets/        recipes of papers and surveys
 
     fetch.py        archives, and how gently they are asked
@@ -19,7 +20,7 @@ unit included; `distspec config --explain` prints it.
     score.py        scores of residuals
     detect.py       classical detectors
     compare.py      lists of detectors, side by side
-    explain.py      explaining methods, segments, perturbations, ways up the density
+    explain.py      explaining methods, segments, perturbations, ascents of the density
     cluster.py      groups of explanations
     evaluate.py     anomalies that are planted
     report.py       how much the page shows

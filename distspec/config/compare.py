@@ -19,7 +19,7 @@ class Errors(Settings):
 
 
 class Compare(Settings):
-    """Scores -> how far detectors agree, and what they lean towards (stages/compare.py)."""
+    """Scores -> how far detectors agree, and what they lean towards."""
 
     top: Count = 500
     """Length of the lists whose overlaps are counted, g."""

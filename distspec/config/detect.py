@@ -24,7 +24,7 @@ class Classical(Settings):
     """What every classical detector shares."""
 
     name: Name = ""
-    """Of its score: the kind, unless variants of one kind are to stand side by side."""
+    """Name of its score: the kind, unless variants of one kind are to stand side by side."""
 
 
 class Pca(Classical):
@@ -33,6 +33,7 @@ class Pca(Classical):
     kind: Literal["pca"] = "pca"
     name: Name = "pca"
     components: Count = 20
+    """Principal components that are kept."""
     fit: Literal["global", "local"] = "global"
     """One set of components for whole spectra, or one for each region."""
     weight: Literal["ivar", "none"] = "ivar"
@@ -52,7 +53,9 @@ class Forest(Classical):
     """Synthetic spectra: each pixel drawn from its own distribution over the sample; each of `chunks` runs of pixels
     taken from one spectrum; or uniform between the least and the largest flux of each pixel."""
     chunks: Annotated[int, Field(ge=2)] = 10
+    """Runs of pixels in a synthetic spectrum, for `synthetic = "chunks"`."""
     trees: Count = 100
+    """Trees of the forest."""
     trees_per_draw: Count = 10
     """Trees that are trained on the same synthetic spectra."""
     subsample: Annotated[Count | None, Off] = 8_192
@@ -63,6 +66,7 @@ class Forest(Classical):
     """`all`: to all spectra of the survey, over a spectrum's own good leaves, from leaf counts. `pairwise`: mean to a
     reference sample, over the leaves that are good for both. `neighbour`: that of the k-th most similar one of them."""
     reference: Count = 2_500
+    """Spectra of the reference sample, for `pairwise` and `neighbour`."""
     neighbour: Count = 10
     """k: place among the sorted distances, counted from 0, so that a spectrum of the reference counts itself."""
     bins: Bins = None
@@ -81,6 +85,7 @@ class Isolation(Classical):
     kind: Literal["isolation"] = "isolation"
     name: Name = "isolation"
     trees: Count = 200
+    """Trees of the forest."""
     subsample: Annotated[int, Field(ge=2)] = 256
     """Spectra that a tree isolates."""
     ranks: bool = True
@@ -95,8 +100,9 @@ class Fisher(Classical):
     kind: Literal["fisher"] = "fisher"
     name: Name = "fisher"
     components: Count = 10
-    """Principal components."""
+    """Principal components whose space the mixture is fitted in."""
     gaussians: Count = 16
+    """Gaussians of the mixture."""
     weight_floor: Fraction = 0.002
     """Smallest weight of a Gaussian; one of hardly any spectra would otherwise decide every score."""
 
@@ -111,10 +117,10 @@ AnyDetector = Annotated[
 
 
 class Detect(Settings):
-    """Store -> classical detectors fitted, and their scores (stages/detect.py)."""
+    """Store -> classical detectors fitted, and their scores."""
 
     detectors: tuple[AnyDetector, ...] = ()
-    """Tables [[detect.detectors]], each with a `kind`: pca, forest, isolation or fisher."""
+    """Detectors to fit, each with a name and a layer of its own."""
     sample: Annotated[int, Field(ge=2)] = 20_000
     """Spectra that trees and mixtures are fitted on, in chunks spread over the store; those of the validation set are
     not among them. What adds up (moments, leaf counts) is taken from the whole survey."""

@@ -30,7 +30,7 @@ PlantedKind = Literal[
 
 
 class Evaluate(Settings):
-    """Store with planted anomalies -> how good each detector and explainer is (stages/evaluate.py)."""
+    """Store with planted anomalies -> how good each detector and explainer is."""
 
     hosts: Annotated[int, Field(ge=0)] = 400
     """Spectra of the validation set that every anomaly is planted in; 0 leaves the evaluation out of `run`."""
@@ -43,11 +43,12 @@ class Evaluate(Settings):
         1.0,
         2.0,
     )
-    """1 is a clear case, as the simulator plants it."""
+    """Strengths that every anomaly is planted in; 1 is a clear case, as the simulator plants it."""
     levels: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.001, 0.01, 0.05)
-    """Shares of the survey that are looked at."""
+    """Shares of the survey, of highest score, that are looked at."""
     explained: Annotated[int, Field(ge=0)] = 20
     """Hosts, at strength 1, whose planted spectra are explained."""
     strata: Count = 3
-    """Parts of equal number by S/N, and by redshift."""
+    """Parts of equal number that hosts are divided into by S/N, and by redshift."""
     bootstrap: Annotated[int, Field(ge=2)] = 500
+    """Draws of hosts, with replacement, from which intervals are taken."""

@@ -25,9 +25,11 @@ class Experiment(Settings):
     """All settings of one experiment."""
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "experiment"
+    """Name of the experiment and of its runs in MLflow: letters, digits, dots, dashes and underscores."""
     output: str = "distspec-output"
     """Folder that receives everything."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything that is drawn at random."""
     ingest: Ingest = Ingest()
     train: Train = Train()
     tune: Tune = Tune()

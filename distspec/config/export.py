@@ -10,9 +10,10 @@ __all__ = ["Export"]
 
 
 class Export(Settings):
-    """Store -> one table for other programs (stages/export.py)."""
+    """Store -> one table for other programs."""
 
     format: Literal["parquet", "votable", "hats"] = "parquet"
+    """Parquet: one file. VOTable: one file for TOPCAT and Aladin. HATS: a folder of partitions by sky position."""
     to: str | None = None
     """File, or folder for HATS; none takes `catalog.parquet`, `catalog.vot` or `catalog-hats` in the output."""
     columns: tuple[str, ...] = ()

@@ -23,9 +23,10 @@ class Values(Settings):
 
 
 class Ingest(Settings):
-    """Survey files -> store (stages/ingest.py)."""
+    """Survey files -> store."""
 
     source: Source = Simulate()
+    """Where spectra come from."""
     prepare: Prepare = Prepare()
     store: str | None = None
     """Folder or URL (`s3://bucket/survey.zarr`) of the store; none takes `store.zarr` in the output."""

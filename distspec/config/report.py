@@ -6,7 +6,7 @@ __all__ = ["Report"]
 
 
 class Report(Settings):
-    """Everything -> one HTML page (stages/report.py)."""
+    """Everything -> one HTML page."""
 
     score: ScoreName = "mse"
     """The score that ranks the spectra shown."""

@@ -17,6 +17,7 @@ class Runtime(Settings):
     workers: Annotated[int, Field(ge=0)] = 0
     """Actors that ingest, score and explain; 0 takes one for each core."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of an actor, a share of one included; 0 lets actors compute on CPUs."""
 
 
 class Tracking(Settings):

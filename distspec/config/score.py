@@ -10,7 +10,7 @@ __all__ = ["Score"]
 
 
 class Score(Settings):
-    """Store and checkpoint -> latents and scores (stages/score.py)."""
+    """Store and checkpoint -> latents and scores."""
 
     checkpoint: str | None = None
     """Folder of a finished checkpoint to use in place of the experiment's own; nothing is trained then."""

@@ -14,16 +14,16 @@ Rates = tuple[Positive, Positive]
 
 
 class Tune(Settings):
-    """Store -> settings for training that give a small validation loss (stages/tune.py).
+    """Store -> settings for training that give a small validation loss.
 
     The ranges are those of Böhm, Kim & Juneau (PAE): (least, largest), or the least where the largest follows from what
     else is drawn. Equal ends fix a value; none leaves that of `train`.
     """
 
     trials: Count = 50
-    """The paper took about 1,500."""
+    """Trainings that are tried; the paper took about 1,500."""
     epochs: Count = 10
-    """Of a trial, at most."""
+    """Epochs of a trial, at most."""
     concurrent: Annotated[int, Field(ge=0)] = 0
     """Trials at a time, each on a core (and a GPU with `train.gpu`); 0 takes one for each."""
     spectra: Annotated[Count | None, Off] = 40_000
@@ -34,21 +34,27 @@ class Tune(Settings):
     """After the grace, and whenever its epochs have grown by this factor, a trial goes on if it is among the best
     1/reduction of all that have come so far (successive halving)."""
     depth: Annotated[Counts | None, Off] = (2, 5)
-    """Hidden layers, or convolutions."""
+    """Hidden layers, or convolutions: (least, largest)."""
     units: Annotated[Count | None, Off] = None
     """Widest layer; none takes the number of pixels. Every layer has from `latents` to the units of the one before."""
     latents: Annotated[Counts | None, Off] = (2, 14)
+    """Latents: (least, largest); the convolutional kind has as many as its channels leave."""
     channels: Annotated[Counts | None, Off] = (2, 64)
-    """Of convolutions, the first at most the largest and every other at most those of the one before."""
+    """Channels of convolutions: (least, largest); the first has at most the largest and every other at most those of
+    the one before."""
     dropout: Annotated[Rates | None, Off] = (1e-3, 0.5)
-    """Of the dense kind; logarithmic."""
+    """Dropout of the dense kind: (least, largest), below 1; drawn from its logarithm."""
     learning_rate: Annotated[Rates | None, Off] = (1e-4, 2e-3)
+    """Learning rate at the start: (least, largest)."""
     final_learning_rate: Annotated[Positive | None, Off] = 5e-6
-    """Least; the largest is `learning_rate`. Logarithmic."""
+    """Least learning rate at the end; the largest is `learning_rate`. Drawn from its logarithm."""
     decay_steps: Annotated[Count | None, Off] = 2_000
-    """Least; the largest is all steps of a trial. Logarithmic; for the `polynomial` schedule."""
+    """Least steps of the fall, for the `polynomial` schedule; the largest is all steps of a trial. Drawn from their
+    logarithm."""
     optimizer: Annotated[tuple[Literal["adam", "rmsprop", "sgd"], ...] | None, Off] = ("adam", "rmsprop", "sgd")
+    """Optimizers to choose from."""
     batch: Annotated[Counts | None, Off] = (16, 256)
+    """Rows in a step: (least, largest)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Tune":
