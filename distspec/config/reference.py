@@ -64,8 +64,8 @@ class Section:
 
     def within(self, place: str) -> bool:
         """Tell whether this is the section of a name, or one below it; `train.density.sliced` is one of its kinds."""
-        own = (self.name or _TOP, f"{self.name}.{self.kind}", *self.of)
-        return place in own or self.name.startswith(f"{place}.")
+        own = f"{self.name}.{self.kind}" if self.kind else self.name or _TOP
+        return place in (self.name or _TOP, own, *self.of) or self.name.startswith(f"{place}.")
 
 
 def describe(places: Sequence[str], width: int = 80) -> str:
@@ -82,7 +82,7 @@ def describe(places: Sequence[str], width: int = 80) -> str:
     Example:
         >>> print(describe(["train.batch"]))
         train
-          batch (integer, at least 1; default 512)
+          batch (integer ≥ 1; default 512)
               Rows in a step, over all workers together.
     """
     known, lines = sections(), []
