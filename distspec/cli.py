@@ -3,6 +3,7 @@
 import ast
 import os
 import shlex
+import shutil
 import sys
 import warnings
 from importlib import resources
@@ -30,6 +31,7 @@ Check = Annotated[bool, Parameter(help="verify the store that is there: read all
 Mend = Annotated[bool, Parameter(help="as --check, and take out what is damaged, to be made again", negative="")]
 Archive = Annotated[Literal["sdss", "desi", "sparcl"], Parameter(help="where from")]
 Wishes = Annotated[str, Parameter(help="settings, as TOML: to=FOLDER ids=list.csv", allow_leading_hyphen=False)]
+Meanings = Annotated[bool, Parameter(help="what settings mean: of all, or of sections (train.model)", negative="")]
 Port = Annotated[int, Parameter(help="port on the loopback interface")]
 
 
@@ -158,8 +160,13 @@ def export(file: File, /, *overrides: Overrides) -> None:
 
 
 @app.command(sort_key=15)
-def config(file: File | None = None, /, *overrides: Overrides) -> None:
-    """Print the resolved settings, defaults included, as TOML."""
+def config(file: File | None = None, /, *overrides: Overrides, explain: Meanings = False) -> None:
+    """Print the resolved settings, defaults included, as TOML; with --explain, what they mean and may be."""
+    if explain:
+        from distspec.config.reference import describe
+
+        print(describe([*filter(None, [file]), *overrides], shutil.get_terminal_size().columns))
+        return
     from distspec.config import dump, load
 
     print(dump(load(file, overrides)), end="")

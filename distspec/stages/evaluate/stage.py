@@ -125,7 +125,7 @@ def evaluate(
         detected: layers of the classical detectors, by name.
 
     Raises:
-        ConfigError: there is no detector, no host, no kind that can be planted, or one of no known name.
+        ConfigError: there is no detector, no host, or no kind that can be planted.
         CheckpointError: model or detectors belong to other spectra.
         StoreError: scores are not finished, or a file cannot be written.
     """
@@ -241,9 +241,6 @@ def _plan(experiment: Experiment, store: SpectraStore) -> Plan:
             f"none of {int(usable.sum())} usable spectra is in the validation set, so that nothing can be planted; "
             "raise train.validation or give more spectra"
         )
-    unknown = [kind for kind in settings.kinds if kind not in KINDS]
-    if unknown:
-        raise ConfigError(f"evaluate.kinds has {unknown[0]!r}; expected one of {', '.join(KINDS)}")
     kinds = tuple(dict.fromkeys(settings.kinds or KINDS))
     if len(validation) < 2:
         kinds = tuple(kind for kind in kinds if kind != "blend")

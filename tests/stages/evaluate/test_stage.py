@@ -349,9 +349,6 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(ready: Ready, tmp_path:
         evaluate(experiment, store, None, None, {})
     with pytest.raises(ConfigError, match="run `distspec score` first"):
         evaluate(experiment, store, made.checkpoint, None, detected)
-    wrong = like(experiment, Path(experiment.output), evaluate={"kinds": ["supernova"]})
-    with pytest.raises(ConfigError, match="'supernova'; expected one of e.a, double-peaked"):
-        evaluate(wrong, store, made.checkpoint, made.scores, detected)
     with pytest.raises(CheckpointError, match="is not of model"):
         evaluate(experiment, store, made.checkpoint, detected["pca"], {})
     unfinished = store.create_layer("detect-unfinished", {"pca": ("f4", ())}, {"scores": ["pca"]})
