@@ -5,8 +5,6 @@ in chunks. `clusters.json` is written last, so what there is of it is whole; `se
 says what it holds.
 """
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +16,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 
 from distspec.config import Cluster, Experiment
 from distspec.errors import CheckpointError, ConfigError, StoreError
-from distspec.models.checkpoint import read_json, write_folder
+from distspec.files import csv_text, read_json, write_folder
 from distspec.results.layout import cluster_folder
 from distspec.results.lines import Diagnosed
 from distspec.results.scores import listed
@@ -329,23 +327,12 @@ def _members_csv(
     listing: _Listing, found: Clusters, columns: dict[str, Shaped[np.ndarray, "n"]], ids: Sequence[str]
 ) -> bytes:
     """List all that was clustered, cluster by cluster and by score; text is quoted, and ids are text."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(["cluster", "row", "id", "rank", "distance", "silhouette", "heaviest", *columns])
+    header = ("cluster", "row", "id", "rank", "distance", "silhouette", "heaviest", *columns)
     last = len(found.centroids)
-    order = np.lexsort((listing.ranks, np.where(found.labels < 0, last, found.labels))).tolist()
-    told = [_cells(values) for values in (found.distance, found.silhouette, listing.heaviest, *columns.values())]
-    for place in order:
-        own = [int(found.labels[place]), int(listing.rows[place]), ids[place], int(listing.ranks[place])]
-        writer.writerow([*own, *(cells[place] for cells in told)])
-    return stream.getvalue().encode()
-
-
-def _cells(values: Shaped[np.ndarray, "n"]) -> list[Any]:
-    """Turn a column into cells: a float32 with its own digits, and nothing for NaN."""
-    if values.dtype.kind != "f":
-        return [value if isinstance(value, int) else str(value) for value in values.tolist()]
-    return ["" if not np.isfinite(value) else float(str(value)) for value in values]
+    order = np.lexsort((listing.ranks, np.where(found.labels < 0, last, found.labels)))
+    told = [found.labels, listing.rows, np.asarray(ids, dtype=object), listing.ranks]
+    told += [found.distance, found.silhouette, listing.heaviest, *columns.values()]
+    return csv_text(header, zip(*(values[order] for values in told), strict=True)).encode()
 
 
 def _metrics(facts: dict[str, Any]) -> dict[str, float]:

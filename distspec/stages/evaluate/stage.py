@@ -9,8 +9,6 @@ A few hosts and one kind are one unit of work; its result is kept as a file unti
 
 import io
 import json
-import os
-import uuid
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +22,8 @@ from distspec.config import ENSEMBLES, Experiment
 from distspec.detectors.classical.saved import require_detector
 from distspec.detectors.neural.scores import names_of
 from distspec.errors import CheckpointError, ConfigError, LayoutError, StoreError
-from distspec.models.checkpoint import Checkpoint, read_json
+from distspec.files import csv_text, read_json, write_file
+from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import detector_folder, evaluation_folder, score_layer
 from distspec.results.scores import Scores, joined_scores, score_names
 from distspec.runtime.tracking import Run
@@ -37,12 +36,13 @@ from distspec.statistics.holdout import held_out
 from distspec.statistics.recall import (
     ARTEFACTS,
     CONFIDENCE,
+    TABLE,
     Trials,
-    as_csv,
     pointed,
     resampled,
     stratified,
     summarize,
+    table_rows,
     tracked,
 )
 from distspec.store import Layer, SpectraStore
@@ -116,9 +116,9 @@ def evaluate(
         joined = joined_scores(experiment.compare.scores, table)
         facts = _facts(experiment, store, plan, tuple(table.names), joined, background, parts)
         facts |= {"store": store.digest, "model": None if checkpoint is None else checkpoint.sha256}
-        _write(folder / "evaluation.csv", as_csv(facts))
+        write_file(folder / "evaluation.csv", csv_text(TABLE, table_rows(facts), quoted=False))
         # Last: what there is of it is whole.
-        _write(folder / "evaluation.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
+        write_file(folder / "evaluation.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
         run.metrics(tracked(facts))
         run.summary(facts, "evaluation.json")
         run.figure(picture(facts), "evaluation.png")
@@ -276,7 +276,7 @@ def _work(experiment: Experiment, plan: Plan, folder: Path, arguments: tuple[Any
 def _write_part(path: Path, part: Part) -> None:
     stream = io.BytesIO()
     np.savez(stream, **part)  # type: ignore[arg-type]
-    _write(path, stream.getvalue())
+    write_file(path, stream.getvalue())
 
 
 def _read_part(path: Path) -> Part | None:
@@ -440,19 +440,3 @@ def _pointing(
         }
         for index, name in enumerate(names)
     ]
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    """Write a file that appears whole: under another name first, then renamed over the old one."""
-    partial = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; choose another output") from error
-    finally:
-        partial.unlink(missing_ok=True)

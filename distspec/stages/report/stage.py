@@ -4,10 +4,6 @@ The page holds its own code and loads nothing, so it can be kept and sent as one
 files is escaped, and ids are text everywhere: a browser's numbers cannot hold them.
 """
 
-import csv
-import io
-import os
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,7 +16,8 @@ from markupsafe import Markup
 
 from distspec.config import METRICS, RECONSTRUCTION, Experiment, Simulate, Tracking, dump, metric_scores
 from distspec.detectors.neural.scores import DENSITY, ModelScores
-from distspec.errors import CheckpointError, ConfigError, StoreError
+from distspec.errors import CheckpointError, ConfigError
+from distspec.files import csv_text, write_file
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.ascents import Ways
 from distspec.results.explanations import Explained
@@ -160,8 +157,8 @@ def report(
         scripts=Markup(bokeh_script() + script),
     )
     classes = "posterior" in scores.fields
-    _write(table_path(experiment), _as_csv(rows, table.names, ways=ascents is not None, classes=classes))
-    _write(report_path(experiment), page)
+    write_file(table_path(experiment), _as_csv(rows, table.names, ways=ascents is not None, classes=classes))
+    write_file(report_path(experiment), page)
     return report_path(experiment)
 
 
@@ -354,8 +351,7 @@ def _probability(value: float) -> str:
 
 def _as_csv(rows: list[dict[str, Any]], names: list[str], *, ways: bool, classes: bool) -> str:
     """Write the ranked table; text is quoted and numbers are not, so a reader can tell an id from a number."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    lines = []
     last = [
         "suggests",
         "explained_by",
@@ -368,7 +364,6 @@ def _as_csv(rows: list[dict[str, Any]], names: list[str], *, ways: bool, classes
     ]
     more = ["likeliest_class", "class_probability"] if classes else []
     more += ["steps", "log_p_start", "log_p_end", "grows", "fades"] if ways else []
-    writer.writerow(["rank", "row", *_COLUMNS, *names, *more, *last])
     for row in rows:
         told: list[Any] = [row["diagnosis"] or "", *[""] * 6]
         if row["explanations"]:
@@ -379,8 +374,8 @@ def _as_csv(rows: list[dict[str, Any]], names: list[str], *, ways: bool, classes
         values = [_short(row["scores"][name]) for name in names]
         best = [row["likeliest"][0], _short(row["likeliest"][1])] if classes else []
         along = _way_cells(row) if ways else []
-        writer.writerow([row["rank"], row["row"], *described, *values, *best, *along, *told, row["planted"] or ""])
-    return stream.getvalue()
+        lines.append([row["rank"], row["row"], *described, *values, *best, *along, *told, row["planted"] or ""])
+    return csv_text(("rank", "row", *_COLUMNS, *names, *more, *last), lines)
 
 
 def _way_cells(row: dict[str, Any]) -> list[Any]:
@@ -394,28 +389,8 @@ def _way_cells(row: dict[str, Any]) -> list[Any]:
 
 
 def _short(value: Any) -> Any:
-    """Write what was a float32 with a float32's digits, others with all of theirs; NaN becomes an empty cell."""
-    if value is None:
-        return ""
+    """Give what was a float32 as one, so that it is written with a float32's digits."""
     if not isinstance(value, float):
         return value
-    if not np.isfinite(value):
-        return ""
     single = np.float32(value)
-    return float(str(single)) if float(single) == value else value
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that appears whole: under another name first, then renamed over the old one."""
-    partial = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; choose another output") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    return single if float(single) == value else value
