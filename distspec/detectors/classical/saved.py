@@ -21,7 +21,7 @@ from distspec.detectors.classical.forest import UnsupervisedForest
 from distspec.detectors.classical.isolation import IsolationDetector
 from distspec.detectors.classical.pca import PcaDetector
 from distspec.errors import CheckpointError
-from distspec.models.checkpoint import read_json, read_tensors, write_folder
+from distspec.files import read_json, read_tensors, write_folder
 from distspec.spectra import Spectra, WaveGrid
 
 __all__ = ["DETECTORS", "FieldDetector", "load_detector", "require_detector", "save_detector"]
@@ -44,7 +44,7 @@ def save_detector(detector: ClassicalDetector, folder: str | Path, recipe: str) 
         SHA-256 of its arrays, which names what was made with it.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        StoreError: the folder cannot be written.
     """
     tensors = {name: torch.from_numpy(values.copy()) for name, values in sorted(detector.to_arrays().items())}
     content = save(tensors)

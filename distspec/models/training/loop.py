@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distspec.config import Fit
 from distspec.errors import ConfigError
+from distspec.files import read_tensors, write_folder
 from distspec.models.autoencoders.dense import Loss, TwoStage
-from distspec.models.checkpoint import read_tensors, write_folder
 
 __all__ = ["Batches", "Epoch", "Reconstruction", "best_weights", "fit", "keep_state", "newest_epochs", "newest_state"]
 

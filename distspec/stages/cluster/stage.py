@@ -5,9 +5,6 @@ in chunks. `clusters.json` is written last, so what there is of it is whole; `se
 says what it holds.
 """
 
-import csv
-import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +14,10 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 from distspec.config import Cluster, Experiment
-from distspec.errors import CheckpointError, ConfigError, StoreError
-from distspec.models.checkpoint import read_json, write_folder
+from distspec.errors import ConfigError, StoreError
+from distspec.files import csv_text
+from distspec.results import facts as on_disk
+from distspec.results.facts import Facts
 from distspec.results.layout import cluster_folder
 from distspec.results.lines import Diagnosed
 from distspec.results.scores import listed
@@ -38,7 +37,7 @@ from distspec.stages.cluster.members import (
 )
 from distspec.stages.cluster.peaks import peaks
 from distspec.stages.cluster.section import SCHEMA, content, figures, picture
-from distspec.stages.stage import Facts, Job, Products, Section, Stage, State, stage_run
+from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.statistics.clustering import EXACT, Clusters, components_for, leaning, normalized
 from distspec.statistics.clustering import cluster as find_clusters
 from distspec.store import Layer, SpectraStore
@@ -91,7 +90,7 @@ class ClusterStage(Stage):
     def sections(self, job: Job) -> Iterator[Section]:
         """Show the clusters."""
         if job.have.clusters is not None:
-            facts = job.have.clusters.facts
+            facts = job.have.clusters.content
             yield Section(
                 "clusters", "Clusters", "cluster/section.html.jinja", {"clustered": content(facts)}, figures(facts)
             )
@@ -119,13 +118,11 @@ def cluster(experiment: Experiment, store: SpectraStore, layer: Layer, lines: La
     lineage = {"store": store.digest, "explanations": layer.name, "model": str(layer.attributes.get("model", ""))}
     with stage_run(experiment, store, "cluster", folder.name, lineage) as run:
         facts, table = _clustered(experiment, store, layer, listing, lines)
-        content = json.dumps(facts, allow_nan=False) + "\n"
-        facts = json.loads(content)  # as whoever opens the file finds them
-        write_folder(folder, {"members.csv": table, "clusters.json": content.encode()})
-        run.metrics(_metrics(facts))
-        run.summary(facts, "clusters.json")
-        run.figure(picture(facts), "clusters.png")
-    return Facts(folder, facts)
+        written = on_disk.write(folder, "clusters.json", facts, {"members.csv": table}, indent=None)
+        run.metrics(_metrics(written.content))
+        run.summary(written.content, "clusters.json")
+        run.figure(picture(written.content), "clusters.png")
+    return written
 
 
 def clustered_of(experiment: Experiment, store: SpectraStore, layer: Layer) -> Facts | None:
@@ -134,16 +131,7 @@ def clustered_of(experiment: Experiment, store: SpectraStore, layer: Layer) -> F
     Raises:
         CheckpointError: the file is damaged.
     """
-    folder = _folder(experiment, store, layer)
-    path = folder / "clusters.json"
-    if not path.is_file():
-        return None
-    facts = read_json(path, "run `distspec cluster` again")
-    if facts.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {facts.get('schema')}, expected {SCHEMA}; remove it and cluster again"
-        )
-    return Facts(folder, facts)
+    return on_disk.find(_folder(experiment, store, layer), "clusters.json", SCHEMA, "cluster")
 
 
 def _folder(experiment: Experiment, store: SpectraStore, layer: Layer) -> Path:
@@ -353,23 +341,12 @@ def _members_csv(
     listing: _Listing, found: Clusters, columns: dict[str, Shaped[np.ndarray, "n"]], ids: Sequence[str]
 ) -> bytes:
     """List all that was clustered, cluster by cluster and by score; text is quoted, and ids are text."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(["cluster", "row", "id", "rank", "distance", "silhouette", "heaviest", *columns])
+    header = ("cluster", "row", "id", "rank", "distance", "silhouette", "heaviest", *columns)
     last = len(found.centroids)
-    order = np.lexsort((listing.ranks, np.where(found.labels < 0, last, found.labels))).tolist()
-    told = [_cells(values) for values in (found.distance, found.silhouette, listing.heaviest, *columns.values())]
-    for place in order:
-        own = [int(found.labels[place]), int(listing.rows[place]), ids[place], int(listing.ranks[place])]
-        writer.writerow([*own, *(cells[place] for cells in told)])
-    return stream.getvalue().encode()
-
-
-def _cells(values: Shaped[np.ndarray, "n"]) -> list[Any]:
-    """Turn a column into cells: a float32 with its own digits, and nothing for NaN."""
-    if values.dtype.kind != "f":
-        return [value if isinstance(value, int) else str(value) for value in values.tolist()]
-    return ["" if not np.isfinite(value) else float(str(value)) for value in values]
+    order = np.lexsort((listing.ranks, np.where(found.labels < 0, last, found.labels)))
+    told = [found.labels, listing.rows, np.asarray(ids, dtype=object), listing.ranks]
+    told += [found.distance, found.silhouette, listing.heaviest, *columns.values()]
+    return csv_text(header, zip(*(values[order] for values in told), strict=True)).encode()
 
 
 def _metrics(facts: dict[str, Any]) -> dict[str, float]:

@@ -4,10 +4,8 @@ All is counted shard by shard, and what is kept has the size of its answer: list
 count for each exposure. Ensembles are scores like any other, in a layer of their own.
 """
 
-import csv
 import io
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -19,7 +17,8 @@ from jaxtyping import Bool, Float32, Int64
 
 from distspec.config import ENSEMBLES, Experiment
 from distspec.errors import ConfigError, ShardError, StoreError
-from distspec.models.checkpoint import read_json, write_folder
+from distspec.files import csv_text, write_folder
+from distspec.results import facts as on_disk
 from distspec.results.columns import Columns, kinds_of, properties_of
 from distspec.results.layout import compare_folder, ensemble_folder, ensemble_layer
 from distspec.results.scores import Scores, joined_scores, top_list
@@ -78,7 +77,7 @@ class CompareStage(Stage):
     def sections(self, job: Job) -> Iterator[Section]:
         """Show how far scores agree."""
         if job.have.comparison is not None:
-            facts = job.have.comparison.facts
+            facts = job.have.comparison.content
             yield Section(
                 "compare", "Agreement", "compare/section.html.jinja", {"compared": content(facts)}, figures(facts)
             )
@@ -108,11 +107,10 @@ def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comp
         survey = _take_survey(chosen)
         ensembles = _join(experiment, store, chosen, survey)
         facts, files = _compared(experiment, store, scores, chosen, survey, properties, kinds)
-        content = json.dumps(facts, indent=1, allow_nan=False) + "\n"
-        write_folder(folder, {"comparison.json": content.encode(), **files})
+        written = on_disk.write(folder, "comparison.json", facts, files)
         run.metrics(_metrics(facts))
         run.summary(facts, "comparison.json")
-    return Comparison(folder, facts, ensembles)
+    return Comparison(folder, written.content, ensembles)
 
 
 def compared_of(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comparison | None:
@@ -122,12 +120,13 @@ def compared_of(experiment: Experiment, store: SpectraStore, scores: Scores) -> 
         return None
     chosen = scores.only(names)
     folder = _folder(experiment, store, scores, chosen)
-    if not (folder / "comparison.json").is_file():
+    found = on_disk.find(folder, "comparison.json", None, "compare")
+    if found is None:
         return None
     name = ensemble_layer(store.digest, chosen.layers, chosen.names)
     layer = store.layer(name) if name in store.layers() else None
     ensembles = None if layer is None or layer.pending() else layer
-    return Comparison(folder, read_json(folder / "comparison.json", "run `distspec compare` again"), ensembles)
+    return Comparison(folder, found.content, ensembles)
 
 
 def _folder(experiment: Experiment, store: SpectraStore, scores: Scores, chosen: Scores) -> Path:
@@ -252,7 +251,7 @@ def _compared(
     table = [(size, *pair.values()) for size, found in pairs.items() for pair in found]
     header = ("g", "first", "second", "shared", "n", "low68", "high68", "low95", "high95", "chapman", "at_limit")
     return facts, {
-        "overlaps.csv": _as_csv(header, table),
+        "overlaps.csv": csv_text(header, table).encode(),
         "groups.csv": _groups_csv(store, groups),
         "errors.csv": _errors_csv(store, errors),
     }
@@ -292,15 +291,6 @@ def _metrics(facts: dict[str, Any]) -> dict[str, float]:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    """Write a table; text is quoted and numbers are not, so that a reader can tell an id from a number."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if value is None or value != value else value for value in row] for row in rows)
-    return stream.getvalue().encode()
-
-
 def _ids(store: SpectraStore, rows: Int64[np.ndarray, "m"]) -> list[str]:
     """Read ids as text: neither a browser nor a spreadsheet keeps the digits of a large number."""
     return [str(value) for value in store.column("id", rows)]
@@ -314,20 +304,17 @@ def _groups_csv(store: SpectraStore, groups: Groups) -> bytes:
         for row, name in zip(group.rows.tolist(), _ids(store, group.rows), strict=True):
             scores = ", ".join(held.score for held in group.holdings if row in held.rows)
             table.append((", ".join(group.columns), group.label, group.p, row, name, scores))
-    return _as_csv(header, table)
+    return csv_text(header, table).encode()
 
 
 def _errors_csv(store: SpectraStore, errors: Residuals | None) -> bytes:
     """List the spectra beyond either cut on errors; only the header where there are none."""
     header = ("row", "id", "rmse", "difference", "sigmas", "snr")
     if errors is None:
-        return _as_csv(header, [])
-    # With the digits of a float32.
-    rmse, difference, snr = (
-        [float(str(value)) for value in values] for values in (errors.rmse, errors.difference, errors.snr)
-    )
-    columns = (errors.rows.tolist(), _ids(store, errors.rows), rmse, difference, errors.sigmas.round(3).tolist(), snr)
-    return _as_csv(header, zip(*columns, strict=True))
+        return csv_text(header, []).encode()
+    ids, sigmas = _ids(store, errors.rows), errors.sigmas.round(3)
+    columns = (errors.rows, ids, errors.rmse, errors.difference, sigmas, errors.snr)
+    return csv_text(header, zip(*columns, strict=True)).encode()
 
 
 # --- ensembles -------------------------------------------------------------------------------------------------------

@@ -8,9 +8,6 @@ A few hosts and one kind are one unit of work; its result is kept as a file unti
 """
 
 import io
-import json
-import os
-import uuid
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +21,10 @@ from distspec.config import ENSEMBLES, Experiment
 from distspec.detectors.classical.saved import require_detector
 from distspec.detectors.neural.scores import names_of
 from distspec.errors import CheckpointError, ConfigError, LayoutError, StoreError
-from distspec.models.checkpoint import Checkpoint, read_json
+from distspec.files import csv_text, write_file
+from distspec.models.checkpoint import Checkpoint
+from distspec.results import facts as on_disk
+from distspec.results.facts import Facts
 from distspec.results.layout import detector_folder, evaluation_folder, score_layer
 from distspec.results.scores import Scores, joined_scores, score_names
 from distspec.results.truth import has_truth
@@ -32,19 +32,20 @@ from distspec.runtime.workers import map_actors
 from distspec.stages.evaluate.injection import GRADED, KINDS, MOVED, describe
 from distspec.stages.evaluate.section import SCHEMA, content, figures, picture, truth_section
 from distspec.stages.evaluate.workers import Job, Part, Plan, Planter
-from distspec.stages.stage import Facts, Products, Section, Stage, State, stage_run
 from distspec.stages.stage import Job as StageJob
+from distspec.stages.stage import Products, Section, Stage, State, stage_run
 from distspec.statistics.ensembles import Survivors, rank_mean, rank_union
 from distspec.statistics.holdout import held_out
 from distspec.statistics.recall import (
     ARTEFACTS,
     CONFIDENCE,
+    TABLE,
     Trials,
-    as_csv,
     pointed,
     resampled,
     stratified,
     summarize,
+    table_rows,
     tracked,
 )
 from distspec.store import Layer, SpectraStore
@@ -102,7 +103,7 @@ class EvaluateStage(Stage):
         if has_truth(job.store):
             yield truth_section(job)
         if job.have.evaluation is not None:
-            facts = job.have.evaluation.facts
+            facts = job.have.evaluation.content
             yield Section(
                 "evaluation", "Measured", "evaluate/section.html.jinja", {"evaluated": content(facts)}, figures(facts)
             )
@@ -131,7 +132,7 @@ def evaluate(
     """
     layers = _layers(experiment, store, checkpoint, scores, detected)
     folder = evaluation_folder(experiment, store.digest, layers)
-    there = _finished(folder)
+    there = on_disk.find(folder, "evaluation.json", SCHEMA, "evaluate")
     if there is not None:
         return there
     plan = _plan(experiment, store)
@@ -146,15 +147,14 @@ def evaluate(
         joined = joined_scores(experiment.compare.scores, table)
         facts = _facts(experiment, store, plan, tuple(table.names), joined, background, parts)
         facts |= {"store": store.digest, "model": None if checkpoint is None else checkpoint.sha256}
-        _write(folder / "evaluation.csv", as_csv(facts))
-        # Last: what there is of it is whole.
-        _write(folder / "evaluation.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
+        table_text = csv_text(TABLE, table_rows(facts), quoted=False)
+        written = on_disk.write(folder, "evaluation.json", facts, {"evaluation.csv": table_text})
         run.metrics(tracked(facts))
         run.summary(facts, "evaluation.json")
         run.figure(picture(facts), "evaluation.png")
     for part in folder.glob("part-*.npz"):
         part.unlink(missing_ok=True)
-    return Facts(folder, facts)
+    return written
 
 
 def _places(
@@ -180,19 +180,10 @@ def evaluated_of(
     if checkpoint is not None:
         name = score_layer(experiment, checkpoint.sha256)
         layers = [*([store.layer(name)] if name in store.layers() else []), *layers]
-    return _finished(evaluation_folder(experiment, store.digest, layers)) if layers else None
-
-
-def _finished(folder: Path) -> Facts | None:
-    path = folder / "evaluation.json"
-    if not path.is_file():
+    if not layers:
         return None
-    facts = read_json(path)
-    if facts.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {facts.get('schema')}, expected {SCHEMA}; remove it and evaluate again"
-        )
-    return Facts(folder, facts)
+    folder = evaluation_folder(experiment, store.digest, layers)
+    return on_disk.find(folder, "evaluation.json", SCHEMA, "evaluate")
 
 
 def _layers(
@@ -303,7 +294,7 @@ def _work(experiment: Experiment, plan: Plan, folder: Path, arguments: tuple[Any
 def _write_part(path: Path, part: Part) -> None:
     stream = io.BytesIO()
     np.savez(stream, **part)  # type: ignore[arg-type]
-    _write(path, stream.getvalue())
+    write_file(path, stream.getvalue())
 
 
 def _read_part(path: Path) -> Part | None:
@@ -467,19 +458,3 @@ def _pointing(
         }
         for index, name in enumerate(names)
     ]
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    """Write a file that appears whole: under another name first, then renamed over the old one."""
-    partial = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; choose another output") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -64,7 +64,7 @@ def export(experiment: Experiment, store: SpectraStore) -> Exported:
     reader = _Reader(store, settings, _layers(experiment, store))
     schema = reader.catalogue().schema
     said = f"{experiment.name}: store {store.digest}, recipe {store.recipe}"
-    with in_place(path) as partial:
+    with in_place(path, "make room or choose another place by export.to") as partial:
         if settings.format == "hats":
             columns = reader.catalogue(("ra", "dec"))
             facts = {"obs_collection": experiment.name, "obs_title": said, "hats_builder": f"distspec {__version__}"}

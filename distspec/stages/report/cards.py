@@ -1,7 +1,5 @@
 """The ranked spectra: what the table says of each, and the cards of the first of them with their figures."""
 
-import csv
-import io
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,6 +9,7 @@ from jaxtyping import Float32, Int64
 
 from distspec.config import Simulate
 from distspec.detectors.neural.scores import ModelScores
+from distspec.files import csv_text
 from distspec.results.ascents import Ways
 from distspec.results.explanations import Explained
 from distspec.results.figures.spectrum import Shown, spectrum_figure, way_figure
@@ -208,8 +207,7 @@ def _shown(job: Job, rows: list[int], ranked: Ranked) -> list[Shown]:
 
 def ranked_csv(rows: list[dict[str, Any]], names: list[str], *, ways: bool, classes: bool) -> str:
     """Write the ranked table; text is quoted and numbers are not, so a reader can tell an id from a number."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    lines = []
     last = [
         "suggests",
         "explained_by",
@@ -222,7 +220,6 @@ def ranked_csv(rows: list[dict[str, Any]], names: list[str], *, ways: bool, clas
     ]
     more = ["likeliest_class", "class_probability"] if classes else []
     more += ["steps", "log_p_start", "log_p_end", "grows", "fades"] if ways else []
-    writer.writerow(["rank", "row", *_COLUMNS, *names, *more, *last])
     for row in rows:
         told: list[Any] = [row["diagnosis"] or "", *[""] * 6]
         if row["explanations"]:
@@ -233,8 +230,8 @@ def ranked_csv(rows: list[dict[str, Any]], names: list[str], *, ways: bool, clas
         values = [_short(row["scores"][name]) for name in names]
         best = [row["likeliest"][0], _short(row["likeliest"][1])] if classes else []
         along = _way_cells(row) if ways else []
-        writer.writerow([row["rank"], row["row"], *described, *values, *best, *along, *told, row["planted"] or ""])
-    return stream.getvalue()
+        lines.append([row["rank"], row["row"], *described, *values, *best, *along, *told, row["planted"] or ""])
+    return csv_text(("rank", "row", *_COLUMNS, *names, *more, *last), lines)
 
 
 def _way_cells(row: dict[str, Any]) -> list[Any]:
@@ -248,12 +245,8 @@ def _way_cells(row: dict[str, Any]) -> list[Any]:
 
 
 def _short(value: Any) -> Any:
-    """Write what was a float32 with a float32's digits, others with all of theirs; NaN becomes an empty cell."""
-    if value is None:
-        return ""
+    """Give what was a float32 as one, so that it is written with a float32's digits."""
     if not isinstance(value, float):
         return value
-    if not np.isfinite(value):
-        return ""
     single = np.float32(value)
-    return float(str(single)) if float(single) == value else value
+    return single if float(single) == value else value

@@ -4,8 +4,6 @@ The page holds its own code and loads nothing, so it can be kept and sent as one
 files is escaped, and ids are text everywhere: a browser's numbers cannot hold them.
 """
 
-import os
-import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,7 +11,8 @@ from pathlib import Path
 
 from distspec import __version__
 from distspec.config import Tracking, dump
-from distspec.errors import CheckpointError, ConfigError, StoreError
+from distspec.errors import CheckpointError, ConfigError
+from distspec.files import write_file
 from distspec.results.layout import report_path, table_path
 from distspec.stages.report.cards import Ranked, cards_section, rank, ranked_csv, table_section
 from distspec.stages.report.page import page
@@ -73,8 +72,8 @@ def report(job: Job) -> Path:
     classes = "posterior" in job.scores.fields
     ascents = job.have.ascents is not None
     table = ranked_csv(ranked.rows, job.all_scores.names, ways=ascents, classes=classes)
-    _write(table_path(job.experiment), table)
-    _write(report_path(job.experiment), text)
+    write_file(table_path(job.experiment), table)
+    write_file(report_path(job.experiment), text)
     return report_path(job.experiment)
 
 
@@ -107,19 +106,3 @@ def _require_fit(job: Job) -> None:
     checkpoint.require(job.store.grid, job.store.recipe)
     if scores.attributes.get("model") != checkpoint.sha256:
         raise CheckpointError(f"{scores.name} was not made by model {checkpoint.sha256[:12]}; score with this model")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that appears whole: under another name first, then renamed over the old one."""
-    partial = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; choose another output") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from distspec.config import Experiment, Train, dump
 from distspec.errors import ConfigError, ShardError
+from distspec.files import write_file
 from distspec.models.build import build_autoencoder
 from distspec.models.training.feed import Feed
 from distspec.results.layout import tuned_path, tuning_folder
@@ -158,9 +159,7 @@ def _replace(path: Path, content: str) -> None:
     """Write a file whole, unless it holds this already."""
     if _is(path, content):
         return
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(content, "utf-8")
-    os.replace(partial, path)
+    write_file(path, content)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def test_nothing_of_the_store_is_changed(evaluated: tuple[Facts, dict[str, bytes
 
 def test_every_detector_meets_every_kind(ready: Ready, evaluated: tuple[Facts, Any, Any]) -> None:
     found = evaluated[0]
-    facts = found.facts
+    facts = found.content
     ensembles = ["rank_mean", "rank_union"]
     assert facts["detectors"] == [*Scores([ready.made.scores]).names, "pca", "isolation", *ensembles]
     assert facts["joined"] == ["chi2", "mse", "density", "pca", "isolation"]
@@ -137,7 +137,7 @@ def test_every_detector_meets_every_kind(ready: Ready, evaluated: tuple[Facts, A
 
 def test_numbers_are_those_of_a_plain_computation(ready: Ready, evaluated: tuple[Facts, Any, Any]) -> None:
     experiment, store, made, _ = ready
-    facts = evaluated[0].facts
+    facts = evaluated[0].content
     plan = stage._plan(experiment, store)
     usable = store.column("status") == 0
     validation = np.flatnonzero(usable & held_out(usable, experiment.train.validation, experiment.seed))
@@ -158,7 +158,7 @@ def test_numbers_are_those_of_a_plain_computation(ready: Ready, evaluated: tuple
 
 
 def test_strong_anomalies_are_found_and_seen_where_they_are(evaluated: tuple[Facts, Any, Any]) -> None:
-    facts = evaluated[0].facts
+    facts = evaluated[0].content
     assert facts["results"]["mse"]["cosmic-ray"]["auc"][2][0] > 0.9
     assert facts["results"]["pca"]["cosmic-ray"]["auc"][2][0] > 0.9
     assert facts["results"]["mse"]["extreme-lines"]["recall"]["0.1"][2][0] == 1.0
@@ -280,7 +280,7 @@ def test_parts_that_are_there_are_not_made_again(
                 part = {"names": np.array([]), "regions": np.zeros(0, int), "known": np.ones(size, bool)}
                 part |= dict.fromkeys(("hits", "chance"), np.zeros((0, size)))
             stage._write_part(folder / job.name, part)
-        facts = evaluate(experiment, store, made.checkpoint, made.scores, detected).facts
+        facts = evaluate(experiment, store, made.checkpoint, made.scores, detected).content
     finally:
         shutil.rmtree(folder)
         shutil.move(tmp_path / "whole", folder)
@@ -298,7 +298,7 @@ def test_runs_are_tracked(ready: Ready, evaluated: tuple[Facts, Any, Any]) -> No
     told = runs[-1]
     assert told.info.status == "FINISHED"
     assert told.data.tags["distspec.model"] == ready.made.checkpoint.sha256
-    expected = evaluated[0].facts["results"]["pca"]["all"]
+    expected = evaluated[0].content["results"]["pca"]["all"]
     assert told.data.metrics["auc_pca"] == pytest.approx(expected["auc"][1][0])
     assert told.data.metrics["recall_pca"] == pytest.approx(expected["recall"]["0.1"][1][0])
     assert "pointing_lime_chi2" in told.data.metrics
@@ -314,17 +314,17 @@ def test_the_table_says_the_same(evaluated: tuple[Facts, Any, Any]) -> None:
         for line in lines
         if [line[key] for key in ("name", "kind", "measure", "strength", "part")] == ["chi2", "blend", "auc", "2.0", ""]
     ]
-    assert float(line["value"]) == evaluated[0].facts["results"]["chi2"]["blend"]["auc"][2][0]
+    assert float(line["value"]) == evaluated[0].content["results"]["chi2"]["blend"]["auc"][2][0]
 
 
 def test_classical_detectors_need_no_model(ready: Ready) -> None:
     evaluate_ = {"hosts": 4, "kinds": ["red-runaway"], "explained": 0, "strengths": [1.0]}
     experiment = like(ready.experiment, Path(ready.experiment.output), evaluate=evaluate_)
-    facts = evaluate(experiment, ready.store, None, None, ready.detected).facts
+    facts = evaluate(experiment, ready.store, None, None, ready.detected).content
     assert facts["detectors"] == ["pca", "isolation", "rank_mean", "rank_union"]
     assert facts["model"] is None
     assert facts["pointing"] == []
-    assert evaluated_of(experiment, ready.store, None, ready.detected).facts == facts
+    assert evaluated_of(experiment, ready.store, None, ready.detected).content == facts
 
 
 def test_without_a_model_explainers_point_that_ask_none(ready: Ready) -> None:
@@ -339,7 +339,7 @@ def test_without_a_model_explainers_point_that_ask_none(ready: Ready) -> None:
     ]
     explain = {"scores": ["pca"], "methods": methods}
     experiment = like(ready.experiment, Path(ready.experiment.output), evaluate=evaluate_, explain=explain)
-    facts = evaluate(experiment, ready.store, None, None, ready.detected).facts
+    facts = evaluate(experiment, ready.store, None, None, ready.detected).content
     assert [one["name"] for one in facts["pointing"]] == ["scale_pca", "occlusion_pca", "pca_region"]
 
 

@@ -394,7 +394,7 @@ def test_a_failed_write_leaves_the_old_page(made: Made, monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("distspec.stages.report.stage.os.replace", refuse)
+    monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(StoreError, match="No space left"):
         page_of(*made)
     assert report_path(made[0]).read_bytes() == before
