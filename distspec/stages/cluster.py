@@ -32,6 +32,7 @@ from distspec.layout import cluster_folder
 from distspec.members import axis_of, concentrations, counts_of, mean_of, moved, number, plain, planted, spread, stacks
 from distspec.models.checkpoint import read_json, write_folder
 from distspec.ranking import listed
+from distspec.runtime_threads import one_thread
 from distspec.segments import edges_of, fold
 from distspec.store import Layer, SpectraStore
 from distspec.tracking import Run
@@ -64,6 +65,7 @@ class Clustered:
     facts: dict[str, Any]
 
 
+@one_thread()
 def cluster(experiment: Experiment, store: SpectraStore, layer: Layer, lines: Layer | None = None) -> Clustered:
     """Cluster the explanations of one score by one method; what is done is not done again.
 

@@ -28,6 +28,7 @@ from distspec.ranking import top_list
 from distspec.reduce import Histogram
 from distspec.residuals import Residuals, measure_residuals
 from distspec.runtime import connect, map_shards
+from distspec.runtime_threads import one_thread
 from distspec.scores import Scores, joined_scores
 from distspec.store import Layer, SpectraStore
 from distspec.tracking import Run
@@ -61,6 +62,7 @@ class Compared:
     ensembles: Layer | None
 
 
+@one_thread()
 def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Compared:
     """Compare scores and join them to ensembles, or finish doing so.
 

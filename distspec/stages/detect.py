@@ -22,6 +22,7 @@ from distspec.holdout import held_out, limited
 from distspec.layout import detect_layer, detector_folder
 from distspec.reduce import Moments
 from distspec.runtime import connect, map_actors, map_shards
+from distspec.runtime_threads import one_thread
 from distspec.store import Layer, SpectraStore
 from distspec.tracking import Run
 
@@ -31,6 +32,7 @@ _UNFINISHED: Final = ".unfinished"
 """Ending of the folder of a detector that still asks for looks."""
 
 
+@one_thread()
 def detect(experiment: Experiment, store: SpectraStore) -> dict[str, Layer]:
     """Fit the detectors that the settings name and score the store with them, or finish doing so.
 

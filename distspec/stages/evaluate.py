@@ -43,6 +43,7 @@ from distspec.models.checkpoint import Checkpoint, read_json
 from distspec.planter import Job, Part, Plan, Planter
 from distspec.planting import GRADED, KINDS, MOVED, describe
 from distspec.runtime import connect, map_actors
+from distspec.runtime_threads import one_thread
 from distspec.scores import Scores, joined_scores, score_names
 from distspec.store import Layer, SpectraStore
 from distspec.tracking import Run
@@ -76,6 +77,7 @@ class Evaluated:
     facts: dict[str, Any]
 
 
+@one_thread()
 def evaluate(
     experiment: Experiment,
     store: SpectraStore,

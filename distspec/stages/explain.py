@@ -24,6 +24,7 @@ from distspec.line_tables import Indices, LineTable
 from distspec.models.checkpoint import Checkpoint
 from distspec.ordinary import Ordinary
 from distspec.runtime import connect, map_actors
+from distspec.runtime_threads import one_thread
 from distspec.scores import Scores
 from distspec.store import Fields, Layer, SpectraStore
 from distspec.tracking import Run
@@ -46,6 +47,7 @@ _ORDINARY: Final = 0.99
 """Share of them, those of highest density, that counts as ordinary."""
 
 
+@one_thread()
 def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Scores) -> dict[str, Layer]:
     """Explain the top lists of the scores that the settings name, or a list of ids, or finish doing so.
 
@@ -183,6 +185,7 @@ def _finish(
 # --- lines of what is explained --------------------------------------------------------------------------------------
 
 
+@one_thread()
 def measure_lines(
     experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Scores, explained: Layer
 ) -> Layer:
@@ -230,6 +233,7 @@ def _lines_name(experiment: Experiment, scores: Scores) -> str:
 # --- the way to higher probability -----------------------------------------------------------------------------------
 
 
+@one_thread()
 def follow(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer) -> Layer | None:
     """Follow the gradient of log p from the latents of the top lists, or of a list of ids, or finish doing so.
 

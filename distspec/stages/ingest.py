@@ -22,6 +22,7 @@ from distspec.ledger import write_ledger
 from distspec.plan import Rows, new_files, require_rows
 from distspec.prepare import Recipe
 from distspec.runtime import connect, dask_scheduler, map_shards, workers_of
+from distspec.runtime_threads import one_thread
 from distspec.sample import check as check_sample
 from distspec.second_look import Looker, duplicate_rows, statistics_of
 from distspec.sources import Piece, Source, open_source
@@ -42,6 +43,7 @@ _FEW = 8
 """So many files are counted at once by the driver: less than the start of a worker takes."""
 
 
+@one_thread()
 def ingest(experiment: Experiment) -> SpectraStore:
     """Make, finish or extend the store of an experiment.
 

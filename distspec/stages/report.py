@@ -34,6 +34,7 @@ from distspec.layout import report_path, table_path
 from distspec.models.checkpoint import Checkpoint
 from distspec.ranking import distributions, listed, overlap, ranks, spread, top_list
 from distspec.reduce import Histogram
+from distspec.runtime_threads import one_thread
 from distspec.scores import Scores
 from distspec.store import Layer, SpectraStore
 from distspec.summary import phases, summarize_density, summary
@@ -60,6 +61,7 @@ _COLUMNS: Final = ("id", "file", "ra", "dec", "z", "class", "subclass", "snr", "
 """Catalogue columns of the ranked table."""
 
 
+@one_thread()
 def report(
     experiment: Experiment,
     store: SpectraStore,

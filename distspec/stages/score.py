@@ -19,6 +19,7 @@ from distspec.layout import score_layer
 from distspec.models.checkpoint import Checkpoint
 from distspec.reduce import Histogram, TopK
 from distspec.runtime import connect, map_shards
+from distspec.runtime_threads import one_thread
 from distspec.scores import score_names
 from distspec.spectra import first_reasons
 from distspec.store import Fields, Layer, SpectraStore
@@ -45,6 +46,7 @@ class ScoreSummary:
         )
 
 
+@one_thread()
 def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -> Layer:
     """Score a store with a model, or finish doing so.
 

@@ -34,6 +34,7 @@ from distspec.feed import Feed
 from distspec.layout import tuned_path, tuning_folder
 from distspec.models.build import build_autoencoder
 from distspec.runtime import connect, progress, require_resources
+from distspec.runtime_threads import one_thread
 from distspec.search import Chooser, Least, Space
 from distspec.store import SpectraStore, limit_threads
 from distspec.study import NAME, Study, number_of
@@ -344,9 +345,9 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+@one_thread()
 def _trial(config: dict[str, Any], job: Job) -> None:
     """Train with a trial's settings and report every epoch; a failure is a result too, so that the search learns."""
-    torch.set_num_threads(1)
     limit_threads(1)
     best = math.inf
 

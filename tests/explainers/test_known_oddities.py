@@ -43,13 +43,7 @@ WINDOW = 64
 
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory: pytest.TempPathFactory) -> Survey:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    made = make_survey(tmp_path_factory.mktemp("oddities"))
-    torch.set_num_threads(threads)
-    return made
+    return make_survey(tmp_path_factory.mktemp("oddities"))
 
 
 @pytest.fixture(scope="module")

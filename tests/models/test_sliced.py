@@ -15,6 +15,7 @@ from torch import Tensor
 from distspec.config import Sliced
 from distspec.models.group import Alone, Group, Together
 from distspec.models.sliced import Sample, SlicedFlow, fit_sliced
+from tests.support.processes import PATIENCE
 
 F64 = torch.float64
 
@@ -347,7 +348,7 @@ class Threads:
     """Workers that are threads of one process."""
 
     def __init__(self, workers: int) -> None:
-        self.barrier = threading.Barrier(workers, timeout=60)
+        self.barrier = threading.Barrier(workers, timeout=PATIENCE)
         self.slots: list[Tensor] = [torch.empty(0)] * workers
 
     def worker(self, rank: int) -> Group:

@@ -16,6 +16,7 @@ from distspec.pipeline import Products
 from distspec.stages.train import train
 from distspec.tracking import Run, tracking_uri
 from tests.small import contents, small
+from tests.support.processes import PATIENCE
 
 
 def test_training_lowers_the_loss_and_ends_with_a_registered_model(done: tuple[Experiment, Products]) -> None:
@@ -95,9 +96,8 @@ TWO = {"workers": 2, "epochs": 4, "batch": 64, "model": {"hidden": [32], "latent
 
 def kill_a_worker(state: Path) -> list[int]:
     """Kill one of the training workers as soon as an epoch is kept; give its process number."""
-    for _ in range(2400):
-        if (state / "first/epoch-00000/state.json").is_file():
-            break
+    deadline = time.monotonic() + PATIENCE
+    while not (state / "first/epoch-00000/state.json").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
     session = {raylet.pid for raylet in psutil.Process().children() if "raylet" in " ".join(cmdline(raylet))}
     for process in psutil.process_iter():
