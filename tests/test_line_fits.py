@@ -10,6 +10,8 @@ from distspec.line_fits import LINES, OXYGEN, LineTable, indices, measure
 from distspec.lines import EMISSION
 from distspec.spectra import LIGHT_SPEED, Spectra, WaveGrid
 
+pytestmark = pytest.mark.numeric
+
 GRID = WaveGrid.between("log", 3388.0, 8318.0, 1000)
 FLUXES = {
     "[O II] 3727": 8.0,

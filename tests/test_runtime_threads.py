@@ -11,6 +11,8 @@ from distspec.config import Runtime
 from distspec.runtime import map_actors, map_shards
 from distspec.runtime_threads import one_thread
 
+pytestmark = pytest.mark.numeric
+
 
 def pools() -> dict[str, int]:
     """Give the threads of every pool of this process."""

@@ -16,6 +16,8 @@ from distspec.errors import ConfigError
 from distspec.sample import Block, Statistics, check, compute
 from distspec.spectra import Columns, Spectra, Status, WaveGrid
 
+pytestmark = pytest.mark.numeric
+
 PIXELS = 40
 GRID = WaveGrid("linear", 4000.0, 2.0, PIXELS)
 

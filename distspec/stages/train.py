@@ -34,6 +34,7 @@ from distspec.models.checkpoint import Checkpoint
 from distspec.models.density import classes_of
 from distspec.models.group import Alone, Group, Together
 from distspec.runtime import connect, progress, require_resources
+from distspec.runtime_threads import one_thread
 from distspec.spectra import Spectra, first_reasons
 from distspec.store import SpectraStore
 from distspec.tracking import Run
@@ -147,7 +148,7 @@ def _work(experiment: Experiment, store: SpectraStore, state: Path, run: Run) ->
     follower = threading.Thread(target=_follow, args=(state, settings, run, done), daemon=True)
     follower.start()
     trainer = ray.train.torch.TorchTrainer(
-        _loop,
+        _loop_of_worker if settings.workers else _loop,
         train_loop_config={"job": Job(store.address, str(state.resolve()), settings, experiment.seed)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
@@ -259,6 +260,12 @@ def _loop(config: dict[str, Any]) -> None:
             settings.density,
         ).save(state / "model")
     ray.train.report({"done": 1.0})
+
+
+@one_thread()
+def _loop_of_worker(config: dict[str, Any]) -> None:
+    """Do all fits in a worker, which has one core; the driver, which trains alone, has all."""
+    _loop(config)
 
 
 def _report(epoch: Epoch) -> None:

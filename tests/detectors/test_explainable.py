@@ -21,6 +21,8 @@ from distspec.models.ends import ends_of
 from distspec.models.sliced import Sample, fit_sliced
 from distspec.spectra import Spectra, WaveGrid
 
+pytestmark = pytest.mark.numeric
+
 SETTINGS = Score(metrics=("mad", "lp"), batch=64)
 
 

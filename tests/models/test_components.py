@@ -10,6 +10,8 @@ from torch import Tensor
 from distspec.models.components import find_components
 from tests.models.test_sliced import Threads, normal
 
+pytestmark = pytest.mark.numeric
+
 Found = tuple[Tensor, Tensor, int]
 
 

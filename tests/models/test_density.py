@@ -24,6 +24,8 @@ from distspec.models.density import (
 from distspec.models.sliced import SlicedFlow
 from distspec.models.spline_flow import SplineFlow
 
+pytestmark = pytest.mark.numeric
+
 MEANS = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
 WIDTHS = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)
 

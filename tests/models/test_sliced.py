@@ -17,6 +17,8 @@ from distspec.models.group import Alone, Group, Together
 from distspec.models.sliced import Sample, SlicedFlow, fit_sliced
 from tests.support.processes import PATIENCE
 
+pytestmark = pytest.mark.numeric
+
 F64 = torch.float64
 
 

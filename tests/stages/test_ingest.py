@@ -16,6 +16,8 @@ from distspec.stages.ingest import Ingester, ingest
 from distspec.store import SpectraStore
 from tests.small import contents, small
 
+pytestmark = pytest.mark.numeric
+
 
 def simulated(experiment: Experiment) -> SimulatedSurvey:
     assert isinstance(experiment.ingest.source, Simulate)
