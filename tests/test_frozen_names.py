@@ -26,7 +26,7 @@ import pytest
 from distspec import cli, layout
 from distspec.config import Experiment, digest, dump, load, presets
 from distspec.store import Inventory, Layer, SpectraStore
-from tests.surveys import make_layer, make_survey, write_rows
+from tests.support.surveys import make_layer, make_survey, write_rows
 
 FROZEN = Path(__file__).parent / "frozen" / "names.json"
 

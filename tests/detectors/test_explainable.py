@@ -21,6 +21,8 @@ from distspec.models.flows.sliced import Sample, fit_sliced
 from distspec.spectra import Spectra, WaveGrid
 from distspec.spectra.perturbed import Mixture
 
+pytestmark = pytest.mark.numeric
+
 SETTINGS = Score(metrics=("mad", "lp"), batch=64)
 
 

@@ -31,6 +31,7 @@ from distspec.stages.stage import Comparison, Job, Products, Section, Stage, Sta
 from distspec.statistics.ensembles import Survivors
 from distspec.statistics.overlap import ASSUMPTION, Joint, curve, estimate
 from distspec.statistics.summaries import Histogram
+from distspec.runtime.threads import one_thread
 from distspec.store import Layer, SpectraStore
 
 __all__ = ["CompareStage", "compare", "compared_of"]
@@ -83,6 +84,8 @@ class CompareStage(Stage):
             )
 
 
+def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comparison:
+@one_thread()
 def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comparison:
     """Compare scores and join them to ensembles, or finish doing so.
 

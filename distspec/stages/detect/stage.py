@@ -17,6 +17,7 @@ from distspec.config import AnyDetector, Experiment
 from distspec.detectors.classical.saved import DETECTORS, load_detector, require_detector, save_detector
 from distspec.errors import ConfigError
 from distspec.results.layout import detect_layer, detector_folder
+from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_actors, map_shards
 from distspec.stages.detect.workers import DetectorScorer, Grower, Looker, Piece
 from distspec.stages.stage import Job, Products, Stage, State, stage_run
@@ -68,6 +69,7 @@ class DetectStage(Stage):
                 yield "scores", f"{made.store.path}/layers/{layer.name}"
 
 
+@one_thread()
 def detect(experiment: Experiment, store: SpectraStore) -> dict[str, Layer]:
     """Fit the detectors that the settings name and score the store with them, or finish doing so.
 

@@ -22,6 +22,7 @@ from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import ascent_layer, explain_layer, lines_layer
 from distspec.results.lines import Diagnosed
 from distspec.results.scores import Scores
+from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_actors
 from distspec.spectra.lines.tables import Indices, LineTable
 from distspec.stages.explain.selection import Chosen, by_ids, name_of, top_lists, top_rows
@@ -115,6 +116,7 @@ def _wants_ascents(job: Job) -> bool:
     return job.experiment.explain.ascent is not None and job.checkpoint.density is not None
 
 
+@one_thread()
 def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Scores) -> dict[str, Layer]:
     """Explain the top lists of the scores that the settings name, or a list of ids, or finish doing so.
 
@@ -250,6 +252,7 @@ def _finish(
 # --- lines of what is explained --------------------------------------------------------------------------------------
 
 
+@one_thread()
 def measure_lines(
     experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Scores, explained: Layer
 ) -> Layer:
@@ -297,6 +300,7 @@ def _lines_name(experiment: Experiment, scores: Scores) -> str:
 # --- the way to higher probability -----------------------------------------------------------------------------------
 
 
+@one_thread()
 def follow(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer) -> Layer | None:
     """Follow the gradient of log p from the latents of the top lists, or of a list of ids, or finish doing so.
 

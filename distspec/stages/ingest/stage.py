@@ -17,6 +17,7 @@ from distspec.config import Experiment, differences, digest
 from distspec.errors import ConfigError, DistspecWarning, LayoutError, SourceError
 from distspec.prepare.recipe import Recipe
 from distspec.results.layout import ledger_path, recipe_digest, store_digest, store_identity, store_path
+from distspec.runtime.threads import one_thread
 from distspec.runtime.tracking import Run
 from distspec.runtime.workers import connect, dask_scheduler, map_shards, workers_of
 from distspec.sources import Piece, Source, open_source
@@ -104,6 +105,7 @@ def _finished_store(experiment: Experiment) -> SpectraStore:
     return store
 
 
+@one_thread()
 def ingest(experiment: Experiment) -> SpectraStore:
     """Make, finish or extend the store of an experiment.
 

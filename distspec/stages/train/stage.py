@@ -35,7 +35,7 @@ from distspec.stages.stage import Job as StageJob
 from distspec.stages.stage import Products, Section, Stage, State, stage_run
 from distspec.stages.train.accuracy import as_text
 from distspec.stages.train.section import sections
-from distspec.stages.train.workers import Job, phases_of, train_loop
+from distspec.stages.train.workers import Job, phases_of, train_loop, train_loop_of_worker
 from distspec.store import SpectraStore
 
 __all__ = ["TrainStage", "train"]
@@ -176,7 +176,7 @@ def _work(experiment: Experiment, store: SpectraStore, state: Path, run: Run) ->
     follower = threading.Thread(target=_follow, args=(state, settings, run, done), daemon=True)
     follower.start()
     trainer = ray.train.torch.TorchTrainer(
-        train_loop,
+        train_loop_of_worker if settings.workers else train_loop,
         train_loop_config={"job": Job(store.address, str(state.resolve()), settings, experiment.seed)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,

@@ -22,6 +22,7 @@ from distspec.models.checkpoint import Checkpoint
 from distspec.models.training.feed import Feed
 from distspec.models.training.group import Alone, Group, Together
 from distspec.models.training.loop import Epoch, Reconstruction, fit
+from distspec.runtime.threads import one_thread
 from distspec.stages.train.accuracy import measure
 from distspec.stages.train.density import PASSES, collect, fit_density, labels_of
 
@@ -96,6 +97,12 @@ def train_loop(config: dict[str, Any]) -> None:
             settings.density,
         ).save(state / "model")
     ray.train.report({"done": 1.0})
+
+
+@one_thread()
+def train_loop_of_worker(config: dict[str, Any]) -> None:
+    """Do all fits in a worker, which has one core; the driver, which trains alone, has all."""
+    train_loop(config)
 
 
 def _report(epoch: Epoch) -> None:

@@ -4,7 +4,6 @@ import csv
 import html
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +37,7 @@ from distspec.stages.report.stage import report
 from distspec.stages.score.workers import Scorer
 from distspec.stages.stage import Job, Products
 from distspec.store import Layer, SpectraStore, field_of
+from tests.support.processes import finished
 
 HOSTILE = "<script>alert(1)</script>"
 ROWS = 600
@@ -236,7 +236,7 @@ def test_ids_keep_every_digit_in_a_browser(made: Made, table: list[dict[str, str
         pytest.skip("no Chromium to open the page with")
     words = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
     address = report_path(made[0]).as_uri()
-    shown = subprocess.run([browser, *words, address], capture_output=True, text=True, timeout=120, check=True).stdout
+    shown = finished([browser, *words, address]).stdout
     assert "bk-" in shown, "the page's scripts did not run"
     seen = " ".join(re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", shown, flags=re.DOTALL).split())
     for row in table[:10]:
