@@ -8,8 +8,8 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from distspec.config import Runtime
-from distspec.runtime import map_actors, map_shards
 from distspec.runtime.threads import one_thread
+from distspec.runtime.workers import map_actors, map_shards
 
 pytestmark = pytest.mark.numeric
 

@@ -22,6 +22,7 @@ from distspec.results.layout import cluster_folder
 from distspec.results.lines import Diagnosed
 from distspec.results.scores import listed
 from distspec.results.truth import segments_of
+from distspec.runtime.threads import one_thread
 from distspec.spectra.segments import edges_of, fold
 from distspec.stages.cluster.members import (
     axis_of,
@@ -40,7 +41,6 @@ from distspec.stages.cluster.section import SCHEMA, content, figures, picture
 from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.statistics.clustering import EXACT, Clusters, components_for, leaning, normalized
 from distspec.statistics.clustering import cluster as find_clusters
-from distspec.runtime.threads import one_thread
 from distspec.store import Layer, SpectraStore
 
 __all__ = ["ClusterStage", "cluster", "clustered_of"]
@@ -97,7 +97,6 @@ class ClusterStage(Stage):
             )
 
 
-def cluster(experiment: Experiment, store: SpectraStore, layer: Layer, lines: Layer | None = None) -> Facts:
 @one_thread()
 def cluster(experiment: Experiment, store: SpectraStore, layer: Layer, lines: Layer | None = None) -> Facts:
     """Cluster the explanations of one score by one method; what is done is not done again.

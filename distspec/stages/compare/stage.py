@@ -22,6 +22,7 @@ from distspec.results import facts as on_disk
 from distspec.results.columns import Columns, kinds_of, properties_of
 from distspec.results.layout import compare_folder, ensemble_folder, ensemble_layer
 from distspec.results.scores import Scores, joined_scores, top_list
+from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_shards
 from distspec.stages.compare.bias import Groups, find_groups, measure_bias
 from distspec.stages.compare.errors import Residuals, measure_residuals
@@ -31,7 +32,6 @@ from distspec.stages.stage import Comparison, Job, Products, Section, Stage, Sta
 from distspec.statistics.ensembles import Survivors
 from distspec.statistics.overlap import ASSUMPTION, Joint, curve, estimate
 from distspec.statistics.summaries import Histogram
-from distspec.runtime.threads import one_thread
 from distspec.store import Layer, SpectraStore
 
 __all__ = ["CompareStage", "compare", "compared_of"]
@@ -84,7 +84,6 @@ class CompareStage(Stage):
             )
 
 
-def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comparison:
 @one_thread()
 def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comparison:
     """Compare scores and join them to ensembles, or finish doing so.
