@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from distspec import explainers
 from distspec.config import AnyMethod, Experiment
 from distspec.detectors import ClassicalDetector
 from distspec.detectors.explainable import Explainable
@@ -17,7 +18,6 @@ from distspec.errors import CheckpointError, DistspecError
 from distspec.explainers import Explainer, Explanation
 from distspec.explainers.ascent import ascend, growth
 from distspec.explainers.baselines import Ordinary
-from distspec.explainers.build import build_explainer
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import detector_folder
 from distspec.spectra import Spectra
@@ -43,7 +43,7 @@ class ExplainWorker:
         self._methods, self._ordinary = methods, ordinary
         rest = self._store.frame == "rest"
         self._explainers = {
-            layer: build_explainer(method, self._store.grid, experiment.seed, rest=rest)
+            layer: explainers.build(method, self._store.grid, experiment.seed, rest=rest)
             for layer, method in methods.items()
         }
 

@@ -27,9 +27,9 @@ import torch
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from distspec import models
 from distspec.config import Experiment, dump
 from distspec.errors import ConfigError, ShardError
-from distspec.models.build import build_autoencoder
 from distspec.models.training.feed import Feed
 from distspec.results.layout import tuned_path, tuning_folder
 from distspec.runtime.progress import progress
@@ -87,7 +87,7 @@ def tune(experiment: Experiment, store: SpectraStore) -> Tuned:
     space = Space(settings, base, store.grid.pixels, int(feed.training.sum()))
     least = space(Least())
     with torch.device("meta"):
-        build_autoencoder(least.model, store.grid)  # what does not fit the grid is refused before Ray starts
+        models.build(least.model, store.grid)  # what does not fit the grid is refused before Ray starts
     folder = tuning_folder(experiment, least, store.digest)
     study = Study(folder)
     table = folder / "trials.csv"
