@@ -21,8 +21,6 @@ from distspec.explainers.baselines import Ordinary
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import detector_folder
 from distspec.spectra import Spectra
-from distspec.spectra.lines.fits import measure
-from distspec.spectra.lines.tables import indices
 from distspec.stages.explain.selection import Chosen
 from distspec.store import SpectraStore
 
@@ -177,6 +175,10 @@ class LineWorker:
         self._layer = self._store.layer(layer)
 
     def __call__(self, item: tuple[str, int, Chosen]) -> int:
+        # Imported here: only this worker needs scipy.
+        from distspec.spectra.lines.fits import measure
+        from distspec.spectra.lines.tables import indices
+
         shard, rows = item[1], item[2].rows
         # As they were observed: what statistics of the sample filled in is no measurement. What the preparation patched
         # spectrum by spectrum, such as sky lines, is part of the store and counts as data here.
