@@ -23,8 +23,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from distspec import cli, layout
+from distspec import cli
 from distspec.config import Experiment, digest, dump, load, presets
+from distspec.results import layout
 from distspec.store import Inventory, Layer, SpectraStore
 from tests.support.surveys import make_layer, make_survey, write_rows
 

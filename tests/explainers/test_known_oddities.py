@@ -7,6 +7,7 @@ import pytest
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 from sklearn.metrics import adjusted_rand_score
 
+from distspec import explainers
 from distspec.config import (
     AnyMethod,
     Cluster,
@@ -20,7 +21,6 @@ from distspec.config import (
     Uniform,
 )
 from distspec.explainers import Explanation
-from distspec.explainers.build import build_explainer
 from distspec.spectra import LIGHT_SPEED, Spectra
 from distspec.spectra.segments import fold
 from distspec.statistics.clustering import cluster, normalized
@@ -57,7 +57,7 @@ def hosts(survey: Survey) -> tuple[Spectra, Float64[np.ndarray, "n"]]:
 
 def explain(survey: Survey, method: AnyMethod, spectra: Spectra, *names: str) -> Explanation:
     """Explain scores of the model; baselines are the same eight ordinary spectra for all."""
-    explainer = build_explainer(method, spectra.grid, 0, rest=True)
+    explainer = explainers.build(method, spectra.grid, 0, rest=True)
     return explainer.explain(survey.scores(*names), spectra, [survey.ordinary[:8]] * len(spectra))
 
 

@@ -22,10 +22,10 @@ from astropy.io import fits
 from astropy.table import Table
 from filelock import FileLock
 
+from distspec import sources
 from distspec.config import Sdss, Transfer, load_fetch
 from distspec.config import Table as TableSource
 from distspec.errors import ConfigError, SourceError
-from distspec.sources import open_source
 from distspec.sources.archives.desi import list_desi
 from distspec.sources.archives.sdss import list_sdss, spec_paths
 from distspec.sources.archives.transfer import Client
@@ -138,7 +138,7 @@ def test_fetched_files_are_read_by_the_source_of_their_survey(
     pq.write_table(pa.table({name: list(values) for name, values in columns}), ids)
     made = go("sdss", server, tmp_path, f"ids={ids}")
     same(made, server, paths_of(spectra))
-    source = open_source(Sdss(path=str(made.folder)), 0, tmp_path)
+    source = sources.build(Sdss(path=str(made.folder)), 0, tmp_path)
     assert len(source.files()) == len(found) == 3
 
 
@@ -643,7 +643,7 @@ def test_tables_of_sparcl_are_read_by_their_source(
     sparcl: SparclService, server: ArchiveServer, tmp_path: Path
 ) -> None:
     made = go("sparcl", server, tmp_path, "where.redshift=[0, 9]", "batch=20")
-    source = open_source(TableSource(path=str(made.folder)), 0, tmp_path)
+    source = sources.build(TableSource(path=str(made.folder)), 0, tmp_path)
     assert [entry.name for entry in source.files()] == [path.name for path in made.folder.glob("*.parquet")]
     assert source.grid.pixels == 900
 

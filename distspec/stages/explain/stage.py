@@ -13,11 +13,11 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from distspec import explainers
 from distspec.config import AnyMethod, Ascent, Experiment, Imo
 from distspec.detectors.neural.scores import DENSITY
 from distspec.errors import ConfigError
 from distspec.explainers.baselines import Ordinary
-from distspec.explainers.build import build_explainer
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import ascent_layer, explain_layer, lines_layer
 from distspec.results.lines import Diagnosed
@@ -189,7 +189,7 @@ def _layer_of(
 ) -> Layer:
     """Open the layer of a method, or make it empty."""
     names = list(experiment.explain.scores)
-    explainer = build_explainer(method, store.grid, experiment.seed, rest=store.frame == "rest")
+    explainer = explainers.build(method, store.grid, experiment.seed, rest=store.frame == "rest")
     fields: Fields = {"row": ("i8", ()), "rank": ("i8", (len(names),)), "reason": ("string", ())}
     fields |= explainer.fields(len(names))
     attributes = {

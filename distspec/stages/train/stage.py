@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float32
 from matplotlib.figure import Figure
 
+from distspec import models
 from distspec.config import Experiment, Train
 from distspec.errors import ConfigError, DistspecError, ShardError
-from distspec.models.build import build_autoencoder, within_reach
+from distspec.models.autoencoders.redshifted import within_reach
 from distspec.models.checkpoint import Checkpoint
 from distspec.models.flows.density import classes_of
 from distspec.models.training.feed import Feed
@@ -112,7 +113,7 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
     _require_columns(settings, store)
     _require_redshifts(settings, store)
     with torch.device("meta"):
-        build_autoencoder(settings.model, store.grid)  # what does not fit the grid is refused before Ray starts
+        models.build(settings.model, store.grid)  # what does not fit the grid is refused before Ray starts
     lineage = {"store": store.digest, "recipe": store.recipe}
     with stage_run(experiment, store, "train", folder.name, lineage, settings.workers) as run:
         state = Path(experiment.output) / "training" / folder.name

@@ -17,9 +17,9 @@ import ray.tune
 import torch
 from torch import Tensor
 
+from distspec import models
 from distspec.config import Train
 from distspec.errors import ConfigError, DistspecError
-from distspec.models.build import build_autoencoder
 from distspec.models.training.feed import Feed
 from distspec.models.training.loop import Epoch, Reconstruction, fit, newest_state
 from distspec.runtime.threads import one_thread
@@ -73,7 +73,7 @@ def run_trial(config: dict[str, Any], job: Job) -> None:
 def _fit(settings: Train, job: Job, state: Path, report: Callable[[Epoch], None]) -> None:
     feed, mean = _spectra(job)
     torch.manual_seed(job.seed)
-    model = build_autoencoder(settings.model, feed.store.grid).to(feed.device)
+    model = models.build(settings.model, feed.store.grid).to(feed.device)
     model.settle(mean.to(feed.device))  # type: ignore[operator]
     for epoch in newest_state(state)[1]:
         report(epoch)

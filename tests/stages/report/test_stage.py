@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from distspec import explainers
 from distspec.config import Dense, Experiment, load
 from distspec.detectors.neural.reconstruction import SCORES
 from distspec.errors import CheckpointError, ConfigError, LayoutError, ShardError, StoreError
 from distspec.explainers.baselines import Ordinary
-from distspec.explainers.build import build_explainer
 from distspec.models.autoencoders.dense import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.ascents import Ways
@@ -165,7 +165,7 @@ def _explain(experiment: Experiment, store: SpectraStore, scores: Layer, model_a
     values = scores.read("mse")
     rows = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")[::-1][:count].astype(np.int64)
     (method,) = experiment.explain.methods
-    explainer = build_explainer(method, GRID, experiment.seed, rest=True)
+    explainer = explainers.build(method, GRID, experiment.seed, rest=True)
     layer = store.create_layer(
         explain_layer(experiment, method, [scores]),
         {"row": ("i8", ()), "rank": ("i8", (1,)), "reason": ("string", ())} | explainer.fields(1),
