@@ -50,7 +50,7 @@ class IngestStage(Stage):
     def state(self, job: Job) -> State:
         """Count the shards that are written, and the files that the store does not know."""
         experiment, path = job.experiment, store_path(job.experiment)
-        source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
         if not SpectraStore.is_finished(path):
             files = len(source.files())
             return State(0, files, "files", "no store yet")
