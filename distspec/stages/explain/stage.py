@@ -32,10 +32,10 @@ from distspec.store import Fields, Layer, SpectraStore
 
 __all__ = [
     "ExplainStage",
+    "ascend",
     "ascents_of",
     "explain",
     "explanations_of",
-    "follow",
     "lines_of",
     "measure_lines",
     "ordinary_covariance",
@@ -86,7 +86,7 @@ class ExplainStage(Stage):
         experiment, store, checkpoint, table = job.experiment, job.store, job.checkpoint, job.table
         explanations = explain(experiment, store, checkpoint, table)
         lines = measure_lines(experiment, store, checkpoint, table, next(iter(explanations.values())))
-        ascents = follow(experiment, store, checkpoint, job.scores)
+        ascents = ascend(experiment, store, checkpoint, job.scores)
         return job.having(explanations=explanations, lines=lines, ascents=ascents)
 
     def told(self, made: Products) -> Iterator[tuple[str, str]]:
@@ -301,7 +301,7 @@ def _lines_name(experiment: Experiment, scores: Scores) -> str:
 
 
 @one_thread()
-def follow(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer) -> Layer | None:
+def ascend(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer) -> Layer | None:
     """Follow the gradient of log p from the latents of the top lists, or of a list of ids, or finish doing so.
 
     References:
