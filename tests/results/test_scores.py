@@ -11,7 +11,7 @@ from distspec.errors import LayoutError
 from distspec.results.scores import Scores, distributions, listed, overlap, ranks, top_list
 from distspec.spectra import WaveGrid
 from distspec.statistics.summaries import TopK
-from distspec.store import SpectraStore
+from distspec.store import SpectraStore, StoreSpec
 
 ROWS = 1_000
 
@@ -32,15 +32,17 @@ def scores(values: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Scor
     grid = WaveGrid.between("log", 4000.0, 5000.0, 16)
     store = SpectraStore.create(
         tmp_path_factory.mktemp("ranking") / "store.zarr",
-        grid=grid,
-        frame="rest",
-        rows=ROWS,
-        shard_rows=300,
-        chunk_rows=300,
-        columns={},
-        digest="",
-        recipe="",
-        settings={},
+        StoreSpec(
+            grid=grid,
+            frame="rest",
+            rows=ROWS,
+            shard_rows=300,
+            chunk_rows=300,
+            columns={},
+            digest="",
+            recipe="",
+            settings={},
+        ),
     )
     layer = store.create_layer("score-x", {"latents": ("f4", (2,)), "a": ("f4", ()), "b": ("f4", ())})
     for shard in range(layer.shards):

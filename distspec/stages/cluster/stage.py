@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 from distspec.config import Cluster, Experiment
-from distspec.errors import CheckpointError, ConfigError, StoreError
+from distspec.errors import CheckpointError, ConfigError
 from distspec.files import csv_text, read_json, write_folder
 from distspec.results.layout import cluster_folder
 from distspec.results.lines import Diagnosed
@@ -164,10 +164,7 @@ def _listing(experiment: Experiment, store: SpectraStore, layer: Layer) -> _List
         raise ConfigError(f"cluster.method is {method!r}; {layer.name} explains by {layer.attributes.get('method')!r}")
     if score not in scores:
         raise ConfigError(f"no explanations of score {score!r} to cluster; there are {', '.join(scores) or 'none'}")
-    if layer.pending():
-        raise StoreError(
-            f"{layer.name} lacks {len(layer.pending())} of {layer.shards} shards; run `distspec explain` to finish it"
-        )
+    layer.require_finished("run `distspec explain` to finish it")
     place = scores.index(score)
     ranks = layer.read("rank")[:, place].astype(np.int64)
     inside = np.flatnonzero(ranks >= 0)

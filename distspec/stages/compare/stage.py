@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from distspec.config import ENSEMBLES, Experiment
-from distspec.errors import ConfigError, ShardError, StoreError
+from distspec.errors import ConfigError, ShardError
 from distspec.files import csv_text, read_json, write_folder
 from distspec.results.columns import Columns, kinds_of, properties_of
 from distspec.results.layout import compare_folder, ensemble_folder, ensemble_layer
@@ -139,11 +139,7 @@ def _chosen(experiment: Experiment, scores: Scores) -> Scores:
         )
     chosen = scores.only(names)
     for layer in chosen.layers:
-        if layer.pending():
-            raise StoreError(
-                f"{layer.name} lacks {len(layer.pending())} of {layer.shards} shards; run `distspec score` and "
-                "`distspec detect` to finish them"
-            )
+        layer.require_finished("run `distspec score` and `distspec detect` to finish them")
     return chosen
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Float32, Int64
 from distspec.config import ENSEMBLES, Experiment
 from distspec.detectors.classical.saved import require_detector
 from distspec.detectors.neural.scores import names_of
-from distspec.errors import CheckpointError, ConfigError, LayoutError, StoreError
+from distspec.errors import CheckpointError, ConfigError, LayoutError
 from distspec.files import csv_text, read_json, write_file
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import detector_folder, evaluation_folder, score_layer
@@ -191,11 +191,7 @@ def _layers(
         if one.name in detected:
             require_detector(detector_folder(experiment, one, store.digest), store.grid, store.recipe)
     for layer in layers:
-        if layer.pending():
-            raise StoreError(
-                f"{layer.name} lacks {len(layer.pending())} of {layer.shards} shards; run `distspec score` and "
-                "`distspec detect` to finish them"
-            )
+        layer.require_finished("run `distspec score` and `distspec detect` to finish them")
     return layers
 
 
