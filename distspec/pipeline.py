@@ -1,175 +1,114 @@
-"""The stages in their order. `distspec run` is this list; a single verb is one entry of it on what is there already."""
+"""Walk the list of stages: all of a run, or one of them on what is there already; or only look how far they are.
 
-import os
+Knows what a stage is, and no stage. Here, too: one run at a time in an output, and SIGTERM as an interrupt.
+"""
+
 import signal
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from distspec.config import Experiment, dump
 from distspec.errors import ConfigError
-from distspec.models.checkpoint import Checkpoint
-from distspec.results.layout import model_folder, score_layer, store_path
-from distspec.results.scores import Scores
+from distspec.files import write_file
+from distspec.results.layout import store_path
 from distspec.runtime.workers import connect, map_shards
-from distspec.stages.cluster.stage import Clustered, cluster, clustered_of
-from distspec.stages.compare.stage import Compared, compare, compared_of
-from distspec.stages.detect.stage import detect, detections_of
-from distspec.stages.evaluate.injection import KINDS
-from distspec.stages.evaluate.stage import Evaluated, evaluate, evaluated_of
-from distspec.stages.explain.stage import ascents_of, explain, explanations_of, follow, lines_of, measure_lines
-from distspec.stages.export.stage import Exported, export
 from distspec.stages.ingest.check import audit
-from distspec.stages.ingest.stage import ingest
-from distspec.stages.report.stage import report
-from distspec.stages.score.stage import score
-from distspec.stages.train.stage import train
-from distspec.stages.tune.stage import Tuned, tune
-from distspec.store import Layer, SpectraStore
+from distspec.stages.order import STAGES
+from distspec.stages.stage import Job, Products, Stage, State
+from distspec.store import SpectraStore
 
-__all__ = ["EXTRA", "STAGES", "Products", "check", "run"]
-
-STAGES = ("ingest", "train", "score", "detect", "compare", "explain", "cluster", "evaluate", "report")
-
-EXTRA = ("tune", "export")
-"""Stages that are run by name only; they work on whatever the others have left."""
+__all__ = ["Planned", "Products", "check", "plan", "run", "told"]
 
 
-_EXAMPLE = '[{ kind = "pca" }, { kind = "forest" }]'
-
-
-@dataclass(frozen=True)
-class Products:
-    """What the stages made or found, as far as they went."""
-
-    store: SpectraStore
-    checkpoint: Checkpoint | None = None
-    scores: Layer | None = None
-    detected: dict[str, Layer] = field(default_factory=dict)
-    compared: Compared | None = None
-    explanations: dict[str, Layer] = field(default_factory=dict)
-    lines: Layer | None = None
-    ascents: Layer | None = None
-    clustered: Clustered | None = None
-    evaluated: Evaluated | None = None
-    report: Path | None = None
-    exported: Exported | None = None
-    tuned: Tuned | None = None
-
-
-def run(experiment: Experiment, only: str | None = None) -> Products:
+def run(experiment: Experiment, only: str | None = None, say: Callable[[str], None] = lambda line: None) -> Products:
     """Run all stages, or one of them on the products of the earlier ones.
 
     Whatever is finished is not done again.
 
     Arguments:
         experiment: the settings.
-        only: one of `STAGES` or `EXTRA`, or None for all of `STAGES`.
+        only: the name of one stage, or None for all that are in a run.
+        say: is told, in one line, which stages were done already.
 
     Raises:
         DistspecError: the input, the settings or the output are refused.
     """
     with _locked(experiment) as folder, _terminated_as_interrupt():
-        made = _run(experiment, STAGES if only is None else (only,))
+        job = Job(experiment, stages=STAGES)
+        stages = STAGES if only is None else _needed(only)
+        done: list[str] = []
+        for stage in stages:
+            asked = stage.name == only if only is not None else stage.in_run and not stage.off(experiment)
+            if asked and only is None:
+                state = stage.state(job)
+                if state.finished and not state.again:
+                    done.append(stage.name)
+                elif done:
+                    say(f"already done: {', '.join(done)}")
+                    done = []
+            if asked or stage.in_run:
+                job = replace(job, have=stage.make(job) if asked else stage.find(job))
         # Only now: settings that were refused must not stand beside the results of others.
-        partial = folder / f".experiment.{uuid.uuid4().hex}.partial"
-        partial.write_text(dump(experiment), "utf-8")
-        os.replace(partial, folder / "experiment.toml")
-        return made
+        write_file(folder / "experiment.toml", dump(experiment))
+        return job.have
 
 
-def _run(experiment: Experiment, wanted: tuple[str, ...]) -> Products:
-    last = wanted[-1]
-    unknown = sorted(set(experiment.evaluate.kinds) - set(KINDS))
-    if unknown:
-        raise ConfigError(f"evaluate.kinds names {unknown[0]!r}; there are {', '.join(KINDS)}")
-    store = ingest(experiment) if "ingest" in wanted else _finished_store(experiment)
-    if last == "ingest":
-        return Products(store)
-    if last == "tune":
-        return Products(store, tuned=tune(experiment, store))
-    if last == "export":
-        return Products(store, exported=export(experiment, store))
-    if last == "detect":
-        if not experiment.detect.detectors:
-            raise ConfigError(f"no detector to fit: name some, as in detect.detectors='{_EXAMPLE}'")
-        return Products(store, detected=detect(experiment, store))
-    if last in ("compare", "evaluate") and experiment.detect.detectors and not _has_model(experiment, store):
-        # Classical detectors need no network.
-        detected = detections_of(experiment, store)
-        if last == "compare":
-            return Products(store, detected=detected, compared=compare(experiment, store, Scores(detected.values())))
-        return Products(store, detected=detected, evaluated=evaluate(experiment, store, None, None, detected))
-    checkpoint = _model(experiment, store, make="train" in wanted)
-    if last == "train":
-        return Products(store, checkpoint)
-    whole = wanted == STAGES
-    if "score" in wanted:
-        scores = score(experiment, store, checkpoint)
-    else:
-        scores = store.layer(score_layer(experiment, checkpoint.sha256))
-    if last == "score":
-        return Products(store, checkpoint, scores)
-    detected = detect(experiment, store) if whole else detections_of(experiment, store)
-    table = Scores([scores, *detected.values()])
-    compared = compare(experiment, store, table) if "compare" in wanted else compared_of(experiment, store, table)
-    if last == "compare":
-        return Products(store, checkpoint, scores, detected, compared)
-    made = Products(store, checkpoint, scores, detected, compared)
-    made = _explained(experiment, made, table, make="explain" in wanted)
-    if last == "explain":
-        return made
-    made = replace(made, clustered=_clustered(experiment, made, make="cluster" in wanted))
-    if last == "cluster":
-        return made
-    if last == "evaluate" and not experiment.evaluate.hosts:
-        raise ConfigError("evaluate.hosts is 0, so nothing is planted; set it to some hundreds")
-    if last == "evaluate" or (whole and experiment.evaluate.hosts):
-        evaluated: Evaluated | None = evaluate(experiment, store, checkpoint, scores, detected)
-    else:
-        evaluated = evaluated_of(experiment, store, checkpoint, detected)
-    if last == "evaluate":
-        return replace(made, evaluated=evaluated)
-    others = [*detected.values(), *([compared.ensembles] if compared is not None and compared.ensembles else [])]
-    told = (compared.facts if compared is not None else None, evaluated.facts if evaluated is not None else None)
-    found = made.clustered.facts if made.clustered is not None else None
-    page = report(
-        experiment, store, checkpoint, scores, made.explanations, made.ascents, others, *told, made.lines, found
-    )
-    return replace(made, evaluated=evaluated, report=page)
+def _needed(only: str) -> tuple[Stage, ...]:
+    """Give a stage and all whose products it opens, and they open, in the order of the list."""
+    known = {stage.name: stage for stage in STAGES}
+    if only not in known:
+        raise ConfigError(f"no stage {only!r}; there are {', '.join(known)}")
+    wanted, open_ones = {only}, [only]
+    while open_ones:
+        more = set(known[open_ones.pop()].uses) - wanted
+        wanted |= more
+        open_ones += more
+    return tuple(stage for stage in STAGES if stage.name in wanted)
 
 
-def _explained(experiment: Experiment, made: Products, table: Scores, *, make: bool) -> Products:
-    """Add the explanations, the lines of what is explained and the ways up the density; make them or open them."""
-    store, checkpoint, scores = made.store, made.checkpoint, made.scores
-    assert checkpoint is not None and scores is not None
-    if not make:
-        explanations = explanations_of(experiment, store, table)
-        lines, ascents = lines_of(experiment, store, table), ascents_of(experiment, store, scores)
-    else:
-        explanations = explain(experiment, store, checkpoint, table)
-        lines = measure_lines(experiment, store, checkpoint, table, next(iter(explanations.values())))
-        ascents = follow(experiment, store, checkpoint, scores)
-    return replace(made, explanations=explanations, lines=lines, ascents=ascents)
+class Planned(NamedTuple):
+    """What is to be said of a stage before a run."""
+
+    stage: str
+    state: State | None
+    """None where it hangs on a stage that is not done, or is left out."""
+    after: str
+    """That stage."""
+    off: str
+    """Why it is left out."""
+    in_run: bool
 
 
-def _clustered(experiment: Experiment, made: Products, *, make: bool) -> Clustered | None:
-    """Cluster the explanations of the method that the settings name, or open the clusters that there are."""
-    method = experiment.cluster.method or experiment.explain.methods[0].name
-    layer = made.explanations.get(method)
-    if layer is None:
-        if make:
-            raise ConfigError(f"no explanations by {method!r} to cluster; run `distspec explain` first")
-        return None
-    if make:
-        return cluster(experiment, made.store, layer, made.lines)
-    return clustered_of(experiment, made.store, layer)
+def plan(experiment: Experiment) -> Iterator[Planned]:
+    """Say how far every stage is. Takes no lock, starts no Ray, writes nothing.
+
+    Behind a stage that is not done nothing can be said, since the names of what follows depend on what it makes.
+
+    Raises:
+        DistspecError: the input or the settings are refused, or what there is is damaged.
+    """
+    job = Job(experiment, stages=STAGES)
+    pending: list[str] = []
+    for stage in STAGES:
+        off, after = stage.off(experiment), next((name for name in pending if name in stage.uses), "")
+        state = None if off or after else stage.state(job)
+        yield Planned(stage.name, state, after, off, stage.in_run)
+        if after or not (off or state is None or state.finished):
+            pending.append(stage.name)
+        else:
+            job = replace(job, have=stage.find(job))
+
+
+def told(made: Products) -> Iterator[tuple[str, str]]:
+    """Name all that there is, for the terminal: label and text."""
+    for stage in STAGES:
+        yield from stage.told(made)
 
 
 def check(experiment: Experiment, *, mend: bool = False) -> list[str]:
@@ -189,32 +128,6 @@ def check(experiment: Experiment, *, mend: bool = False) -> list[str]:
         store = SpectraStore.open(store_path(experiment), write=mend)
         connect(experiment.runtime)
         return audit(store, partial(map_shards, settings=experiment.runtime, label="check"), mend=mend)
-
-
-def _finished_store(experiment: Experiment) -> SpectraStore:
-    store = SpectraStore.open(store_path(experiment), write=True)
-    if not store.finished:
-        raise ConfigError(
-            f"{store.path} lacks {len(store.pending())} of {store.shards} shards, or the look over all of them; "
-            "run `distspec ingest` to finish it"
-        )
-    return store
-
-
-def _has_model(experiment: Experiment, store: SpectraStore) -> bool:
-    return experiment.score.checkpoint is not None or model_folder(experiment, store.digest).is_dir()
-
-
-def _model(experiment: Experiment, store: SpectraStore, *, make: bool) -> Checkpoint:
-    """Give the model: a named checkpoint, else the experiment's own, trained if that is asked for."""
-    if experiment.score.checkpoint is not None:
-        checkpoint = Checkpoint.load(experiment.score.checkpoint)
-    elif make:
-        checkpoint = train(experiment, store)
-    else:
-        checkpoint = Checkpoint.load(model_folder(experiment, store.digest))
-    checkpoint.require(store.grid, store.recipe)
-    return checkpoint
 
 
 @contextmanager

@@ -5,8 +5,7 @@ in chunks. `clusters.json` is written last, so what there is of it is whole; `se
 says what it holds.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +14,14 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 from distspec.config import Cluster, Experiment
-from distspec.errors import CheckpointError, ConfigError
-from distspec.files import csv_text, read_json, write_folder
+from distspec.errors import ConfigError
+from distspec.files import csv_text
+from distspec.results import facts as on_disk
+from distspec.results.facts import Facts
 from distspec.results.layout import cluster_folder
 from distspec.results.lines import Diagnosed
 from distspec.results.scores import listed
 from distspec.results.truth import segments_of
-from distspec.runtime.tracking import Run
 from distspec.spectra.segments import edges_of, fold
 from distspec.stages.cluster.members import (
     axis_of,
@@ -36,12 +36,13 @@ from distspec.stages.cluster.members import (
     stacks,
 )
 from distspec.stages.cluster.peaks import peaks
-from distspec.stages.cluster.section import SCHEMA, picture
+from distspec.stages.cluster.section import SCHEMA, content, figures, picture
+from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.statistics.clustering import EXACT, Clusters, components_for, leaning, normalized
 from distspec.statistics.clustering import cluster as find_clusters
 from distspec.store import Layer, SpectraStore
 
-__all__ = ["Clustered", "cluster", "clustered_of"]
+__all__ = ["ClusterStage", "cluster", "clustered_of"]
 
 _TOLD: Final = 24
 """Clusters whose spectra are averaged, the largest; of others only numbers are told."""
@@ -57,20 +58,45 @@ _COLUMNS: Final = ("ra", "dec", "z", "snr", "class", "subclass", "anomaly")
 """Catalogue columns of the table of members, where the store has them."""
 
 
-@dataclass(frozen=True)
-class Clustered:
-    """What clustering left.
+class ClusterStage(Stage):
+    """Explanations -> groups of spectra that are odd for the same reason."""
 
-    Arguments:
-        folder: with clusters.json and members.csv.
-        facts: the JSON.
-    """
+    name, uses = "cluster", ("ingest", "train", "score", "detect", "explain")
 
-    folder: Path
-    facts: dict[str, Any]
+    def state(self, job: Job) -> State:
+        """Look for the clusters of these explanations."""
+        whole = self.find(job).clusters is not None
+        return State(int(whole), 1, "clusterings", "" if whole else "these explanations are not clustered")
+
+    def find(self, job: Job) -> Products:
+        """Open the clusters of the explanations by the method that the settings name."""
+        layer = job.have.explanations.get(_method(job.experiment))
+        return job.have if layer is None else job.having(clusters=clustered_of(job.experiment, job.store, layer))
+
+    def make(self, job: Job) -> Products:
+        """Cluster."""
+        method = _method(job.experiment)
+        layer = job.have.explanations.get(method)
+        if layer is None:
+            job.scores  # noqa: B018 (says what is missing, if it is more than explanations)
+            raise ConfigError(f"no explanations by {method!r} to cluster; run `distspec explain` first")
+        return job.having(clusters=cluster(job.experiment, job.store, layer, job.have.lines))
+
+    def told(self, made: Products) -> Iterator[tuple[str, str]]:
+        """Name the folder."""
+        if made.clusters is not None:
+            yield "clusters", str(made.clusters.folder)
+
+    def sections(self, job: Job) -> Iterator[Section]:
+        """Show the clusters."""
+        if job.have.clusters is not None:
+            facts = job.have.clusters.content
+            yield Section(
+                "clusters", "Clusters", "cluster/section.html.jinja", {"clustered": content(facts)}, figures(facts)
+            )
 
 
-def cluster(experiment: Experiment, store: SpectraStore, layer: Layer, lines: Layer | None = None) -> Clustered:
+def cluster(experiment: Experiment, store: SpectraStore, layer: Layer, lines: Layer | None = None) -> Facts:
     """Cluster the explanations of one score by one method; what is done is not done again.
 
     Arguments:
@@ -90,34 +116,22 @@ def cluster(experiment: Experiment, store: SpectraStore, layer: Layer, lines: La
     listing = _listing(experiment, store, layer)
     folder = _folder(experiment, store, layer)
     lineage = {"store": store.digest, "explanations": layer.name, "model": str(layer.attributes.get("model", ""))}
-    with Run(experiment, "cluster", folder.name, lineage) as run:
-        run.reads(experiment.name, store.digest, store.path)
+    with stage_run(experiment, store, "cluster", folder.name, lineage) as run:
         facts, table = _clustered(experiment, store, layer, listing, lines)
-        content = json.dumps(facts, allow_nan=False) + "\n"
-        facts = json.loads(content)  # as whoever opens the file finds them
-        write_folder(folder, {"members.csv": table, "clusters.json": content.encode()})
-        run.metrics(_metrics(facts))
-        run.summary(facts, "clusters.json")
-        run.figure(picture(facts), "clusters.png")
-    return Clustered(folder, facts)
+        written = on_disk.write(folder, "clusters.json", facts, {"members.csv": table}, indent=None)
+        run.metrics(_metrics(written.content))
+        run.summary(written.content, "clusters.json")
+        run.figure(picture(written.content), "clusters.png")
+    return written
 
 
-def clustered_of(experiment: Experiment, store: SpectraStore, layer: Layer) -> Clustered | None:
+def clustered_of(experiment: Experiment, store: SpectraStore, layer: Layer) -> Facts | None:
     """Open the clusters of these explanations, if there are any.
 
     Raises:
         CheckpointError: the file is damaged.
     """
-    folder = _folder(experiment, store, layer)
-    path = folder / "clusters.json"
-    if not path.is_file():
-        return None
-    facts = read_json(path, "run `distspec cluster` again")
-    if facts.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {facts.get('schema')}, expected {SCHEMA}; remove it and cluster again"
-        )
-    return Clustered(folder, facts)
+    return on_disk.find(_folder(experiment, store, layer), "clusters.json", SCHEMA, "cluster")
 
 
 def _folder(experiment: Experiment, store: SpectraStore, layer: Layer) -> Path:

@@ -5,7 +5,6 @@ count for each exposure. Ensembles are scores like any other, in a layer of thei
 """
 
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -18,21 +17,23 @@ from jaxtyping import Bool, Float32, Int64
 
 from distspec.config import ENSEMBLES, Experiment
 from distspec.errors import ConfigError, ShardError
-from distspec.files import csv_text, read_json, write_folder
+from distspec.files import csv_text, write_folder
+from distspec.results import facts as on_disk
 from distspec.results.columns import Columns, kinds_of, properties_of
 from distspec.results.layout import compare_folder, ensemble_folder, ensemble_layer
 from distspec.results.scores import Scores, joined_scores, top_list
-from distspec.runtime.tracking import Run
-from distspec.runtime.workers import connect, map_shards
+from distspec.runtime.workers import map_shards
 from distspec.stages.compare.bias import Groups, find_groups, measure_bias
 from distspec.stages.compare.errors import Residuals, measure_residuals
+from distspec.stages.compare.section import content, figures
 from distspec.stages.compare.workers import EnsembleScorer
+from distspec.stages.stage import Comparison, Job, Products, Section, Stage, State, stage_run
 from distspec.statistics.ensembles import Survivors
 from distspec.statistics.overlap import ASSUMPTION, Joint, curve, estimate
 from distspec.statistics.summaries import Histogram
 from distspec.store import Layer, SpectraStore
 
-__all__ = ["Compared", "compare", "compared_of"]
+__all__ = ["CompareStage", "compare", "compared_of"]
 
 _EXACT: Final = 200_000
 """Spectra up to which ensembles rank by all values; of more, by a sample and all of the top."""
@@ -47,22 +48,42 @@ _TOP: Final = 10_000
 _SURVIVORS: Final = "survivors.npz"
 
 
-@dataclass(frozen=True)
-class Compared:
-    """What a comparison left.
+class CompareStage(Stage):
+    """Scores -> how far detectors agree, how many anomalies that implies, what each leans towards; ensembles."""
 
-    Arguments:
-        folder: with comparison.json, overlaps.csv, errors.csv and groups.csv.
-        facts: the JSON.
-        ensembles: layer with the scores `rank_mean` and `rank_union`; None where it is not finished.
-    """
+    name, uses = "compare", ("ingest", "train", "score", "detect")
 
-    folder: Path
-    facts: dict[str, Any]
-    ensembles: Layer | None
+    def state(self, job: Job) -> State:
+        """Look for the comparison of these scores and the layer of their ensembles."""
+        found = compared_of(job.experiment, job.store, job.table)
+        whole = found is not None and found.ensembles is not None
+        return State(int(whole), 1, "comparisons", "" if whole else "these scores are not compared")
+
+    def find(self, job: Job) -> Products:
+        """Open the comparison of these scores."""
+        if job.have.scores is None and not job.have.detected:
+            return job.have
+        return job.having(comparison=compared_of(job.experiment, job.store, job.table))
+
+    def make(self, job: Job) -> Products:
+        """Compare, or finish doing so."""
+        return job.having(comparison=compare(job.experiment, job.store, job.table))
+
+    def told(self, made: Products) -> Iterator[tuple[str, str]]:
+        """Name the folder."""
+        if made.comparison is not None:
+            yield "compared", str(made.comparison.folder)
+
+    def sections(self, job: Job) -> Iterator[Section]:
+        """Show how far scores agree."""
+        if job.have.comparison is not None:
+            facts = job.have.comparison.content
+            yield Section(
+                "compare", "Agreement", "compare/section.html.jinja", {"compared": content(facts)}, figures(facts)
+            )
 
 
-def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Compared:
+def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comparison:
     """Compare scores and join them to ensembles, or finish doing so.
 
     Arguments:
@@ -80,33 +101,32 @@ def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comp
     if found is not None and found.ensembles is not None:
         return found
     folder = _folder(experiment, store, scores, chosen)
-    if store.rows > _HERE:
-        connect(experiment.runtime, experiment.train.workers)
-    with Run(experiment, "compare", folder.name, {"store": store.digest, "scores": ", ".join(chosen.key)}) as run:
-        run.reads(experiment.name, store.digest, store.path)
+    lineage = {"store": store.digest, "scores": ", ".join(chosen.key)}
+    slots = experiment.train.workers if store.rows > _HERE else None
+    with stage_run(experiment, store, "compare", folder.name, lineage, slots) as run:
         survey = _take_survey(chosen)
         ensembles = _join(experiment, store, chosen, survey)
         facts, files = _compared(experiment, store, scores, chosen, survey, properties, kinds)
-        content = json.dumps(facts, indent=1, allow_nan=False) + "\n"
-        write_folder(folder, {"comparison.json": content.encode(), **files})
+        written = on_disk.write(folder, "comparison.json", facts, files)
         run.metrics(_metrics(facts))
         run.summary(facts, "comparison.json")
-    return Compared(folder, facts, ensembles)
+    return Comparison(folder, written.content, ensembles)
 
 
-def compared_of(experiment: Experiment, store: SpectraStore, scores: Scores) -> Compared | None:
+def compared_of(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comparison | None:
     """Open the comparison of these scores, if there is one."""
     names = joined_scores(experiment.compare.scores, scores)
     if len(names) < 2 or not set(names) <= set(scores.names):
         return None
     chosen = scores.only(names)
     folder = _folder(experiment, store, scores, chosen)
-    if not (folder / "comparison.json").is_file():
+    found = on_disk.find(folder, "comparison.json", None, "compare")
+    if found is None:
         return None
     name = ensemble_layer(store.digest, chosen.layers, chosen.names)
     layer = store.layer(name) if name in store.layers() else None
     ensembles = None if layer is None or layer.pending() else layer
-    return Compared(folder, read_json(folder / "comparison.json", "run `distspec compare` again"), ensembles)
+    return Comparison(folder, found.content, ensembles)
 
 
 def _folder(experiment: Experiment, store: SpectraStore, scores: Scores, chosen: Scores) -> Path:

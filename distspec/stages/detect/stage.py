@@ -6,7 +6,7 @@ Rows of the validation set are scored, but nothing is fitted on them.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,17 +17,55 @@ from distspec.config import AnyDetector, Experiment
 from distspec.detectors.classical.saved import DETECTORS, load_detector, require_detector, save_detector
 from distspec.errors import ConfigError
 from distspec.results.layout import detect_layer, detector_folder
-from distspec.runtime.tracking import Run
-from distspec.runtime.workers import connect, map_actors, map_shards
+from distspec.runtime.workers import map_actors, map_shards
 from distspec.stages.detect.workers import DetectorScorer, Grower, Looker, Piece
+from distspec.stages.stage import Job, Products, Stage, State, stage_run
 from distspec.statistics.holdout import held_out, limited
 from distspec.statistics.summaries import Moments
 from distspec.store import Layer, SpectraStore
 
-__all__ = ["detect", "detections_of"]
+__all__ = ["DetectStage", "detect", "detections_of"]
+
+_EXAMPLE: Final = '[{ kind = "pca" }, { kind = "forest" }]'
 
 _UNFINISHED: Final = ".unfinished"
 """Ending of the folder of a detector that still asks for looks."""
+
+
+class DetectStage(Stage):
+    """Store -> classical detectors fitted, and their scores of every spectrum."""
+
+    name, uses = "detect", ("ingest",)
+
+    def off(self, experiment: Experiment) -> str:
+        """Nothing is fitted where the settings name no detector."""
+        return "" if experiment.detect.detectors else "detect.detectors names none"
+
+    def state(self, job: Job) -> State:
+        """Count the shards that are scored, of all detectors together."""
+        wanted, store = job.experiment.detect.detectors, job.store
+        layers = detections_of(job.experiment, store)
+        done = sum(layer.shards - len(layer.pending()) for layer in layers.values())
+        unfitted = [one.name for one in wanted if one.name not in layers]
+        why = f"not fitted: {', '.join(unfitted)}" if unfitted else "not all shards are scored"
+        total = len(wanted) * store.shards
+        return State(done, total, "shards", "" if done == total else why)
+
+    def find(self, job: Job) -> Products:
+        """Open the layers of the detectors that the settings name."""
+        return job.having(detected=detections_of(job.experiment, job.store))
+
+    def make(self, job: Job) -> Products:
+        """Fit and score, or finish doing so."""
+        if not job.experiment.detect.detectors:
+            raise ConfigError(f"no detector to fit: name some, as in detect.detectors='{_EXAMPLE}'")
+        return job.having(detected=detect(job.experiment, job.store))
+
+    def told(self, made: Products) -> Iterator[tuple[str, str]]:
+        """Name the layer of each detector."""
+        if made.store is not None:
+            for layer in made.detected.values():
+                yield "scores", f"{made.store.path}/layers/{layer.name}"
 
 
 def detect(experiment: Experiment, store: SpectraStore) -> dict[str, Layer]:
@@ -48,10 +86,9 @@ def detect(experiment: Experiment, store: SpectraStore) -> dict[str, Layer]:
     # A store that has grown has rows that the layers do not know yet.
     if fitted and all(name in there and there[name].rows == store.rows and not there[name].pending() for name in names):
         return {name: there[name] for name in names}
-    connect(experiment.runtime, experiment.train.workers)
     key = "-".join(folder.name.rpartition("-")[2][:6] for folder in folders.values())
-    with Run(experiment, "detect", key, {"store": store.digest, "recipe": store.recipe}) as run:
-        run.reads(experiment.name, store.digest, store.path)
+    lineage = {"store": store.digest, "recipe": store.recipe}
+    with stage_run(experiment, store, "detect", key, lineage, experiment.train.workers) as run:
         training = _training(experiment, store)
         _fit(experiment, store, [one for one in wanted if not folders[one.name].is_dir()], training)
         layers, facts = {}, {}

@@ -20,8 +20,13 @@ from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Rang
 from matplotlib.figure import Figure
 
 from distspec.results.figures.kit import panel, stacked
+from distspec.results.truth import pointing, recovery
+from distspec.stages.stage import Job, Section
 
-__all__ = ["SCHEMA", "content", "figures", "picture"]
+__all__ = ["SCHEMA", "content", "figures", "picture", "truth_section"]
+
+_RECOVERED: Final = 0.02
+"""Share of the scored spectra in the lists in which planted anomalies are looked for."""
 
 SCHEMA: Final = 1
 """Of evaluation.json."""
@@ -377,3 +382,25 @@ def picture(facts: Facts) -> Figure:
 
 def _value(facts: Facts, found: Any, at: int) -> Any:
     return found["auc"][at][0] if facts["level"] is None else found["recall"][_level(facts)][at][0]
+
+
+# --- planted anomalies of a simulated survey -------------------------------------------------------------------------
+
+
+def truth_section(job: Job) -> Section:
+    """Compare scores and explanations with what a simulated survey planted."""
+    # Imported here: reports on real surveys need nothing of the simulation.
+    from distspec.sources.simulation.anomalies import ANOMALIES, STRONG
+
+    scores, explanations = job.all_scores, job.have.explanations
+    found = recovery(job.store, scores, _RECOVERED, job.distributions)
+    order = {kind: place for place, kind in enumerate(ANOMALIES)}
+    truth = {
+        "recovery": found,
+        "kinds": sorted(found.planted, key=lambda kind: (kind not in STRONG, order.get(kind, len(order)), kind)),
+        "strong": STRONG,
+        "best": found.best(STRONG),
+        "pointing": [one for layer in explanations.values() for one in pointing(job.store, layer)],
+    }
+    shown = {"truth": truth, "names": scores.names}
+    return Section("truth", "Planted anomalies", "evaluate/truth.html.jinja", shown)

@@ -8,10 +8,9 @@ A few hosts and one kind are one unit of work; its result is kept as a file unti
 """
 
 import io
-import json
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,15 +21,19 @@ from distspec.config import ENSEMBLES, Experiment
 from distspec.detectors.classical.saved import require_detector
 from distspec.detectors.neural.scores import names_of
 from distspec.errors import CheckpointError, ConfigError, LayoutError
-from distspec.files import csv_text, read_json, write_file
+from distspec.files import csv_text, write_file
 from distspec.models.checkpoint import Checkpoint
+from distspec.results import facts as on_disk
+from distspec.results.facts import Facts
 from distspec.results.layout import detector_folder, evaluation_folder, score_layer
 from distspec.results.scores import Scores, joined_scores, score_names
-from distspec.runtime.tracking import Run
-from distspec.runtime.workers import connect, map_actors
+from distspec.results.truth import has_truth
+from distspec.runtime.workers import map_actors
 from distspec.stages.evaluate.injection import GRADED, KINDS, MOVED, describe
-from distspec.stages.evaluate.section import SCHEMA, picture
+from distspec.stages.evaluate.section import SCHEMA, content, figures, picture, truth_section
 from distspec.stages.evaluate.workers import Job, Part, Plan, Planter
+from distspec.stages.stage import Job as StageJob
+from distspec.stages.stage import Products, Section, Stage, State, stage_run
 from distspec.statistics.ensembles import Survivors, rank_mean, rank_union
 from distspec.statistics.holdout import held_out
 from distspec.statistics.recall import (
@@ -47,7 +50,7 @@ from distspec.statistics.recall import (
 )
 from distspec.store import Layer, SpectraStore
 
-__all__ = ["Evaluated", "evaluate", "evaluated_of"]
+__all__ = ["EvaluateStage", "evaluate", "evaluated_of"]
 
 _CHUNK: Final = 64
 """Hosts in one unit of work. A constant: how a batch is cut may change the last digit of a score."""
@@ -63,17 +66,47 @@ _FEW: Final = 100
 """Of a smaller background it is said how little it can tell."""
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """What planting told.
+class EvaluateStage(Stage):
+    """Known anomalies planted in your own spectra -> what each detector finds, and where explanations point."""
 
-    Arguments:
-        folder: of evaluation.json and evaluation.csv.
-        facts: content of the former; `distspec.stages.evaluate.section` says what it holds.
-    """
+    name, uses = "evaluate", ("ingest", "train", "score", "detect")
 
-    folder: Path
-    facts: dict[str, Any]
+    def off(self, experiment: Experiment) -> str:
+        """Nothing is planted in no hosts."""
+        return "" if experiment.evaluate.hosts else "evaluate.hosts is 0"
+
+    def state(self, job: StageJob) -> State:
+        """Look for the measurement of these detectors."""
+        whole = self.find(job).evaluation is not None
+        return State(int(whole), 1, "measurements", "" if whole else "these detectors are not measured")
+
+    def find(self, job: StageJob) -> Products:
+        """Open the measurement of these detectors."""
+        return job.having(evaluation=evaluated_of(job.experiment, job.store, job.have.checkpoint, job.have.detected))
+
+    def make(self, job: StageJob) -> Products:
+        """Plant and measure, or finish doing so."""
+        if not job.experiment.evaluate.hosts:
+            raise ConfigError("evaluate.hosts is 0, so nothing is planted; set it to some hundreds")
+        alone = job.have.checkpoint is None and bool(job.experiment.detect.detectors)
+        checkpoint, scores = (None, None) if alone else (job.checkpoint, job.scores)
+        found = evaluate(job.experiment, job.store, checkpoint, scores, job.have.detected)
+        return job.having(evaluation=found)
+
+    def told(self, made: Products) -> Iterator[tuple[str, str]]:
+        """Name the folder."""
+        if made.evaluation is not None:
+            yield "measured", str(made.evaluation.folder)
+
+    def sections(self, job: StageJob) -> Iterator[Section]:
+        """Show which planted anomalies of a simulated survey were found, and what planting in one's own tells."""
+        if has_truth(job.store):
+            yield truth_section(job)
+        if job.have.evaluation is not None:
+            facts = job.have.evaluation.content
+            yield Section(
+                "evaluation", "Measured", "evaluate/section.html.jinja", {"evaluated": content(facts)}, figures(facts)
+            )
 
 
 def evaluate(
@@ -82,7 +115,7 @@ def evaluate(
     checkpoint: Checkpoint | None,
     scores: Layer | None,
     detected: Mapping[str, Layer],
-) -> Evaluated:
+) -> Facts:
     """Plant anomalies and measure all detectors and explainers, or finish doing so.
 
     Arguments:
@@ -93,22 +126,20 @@ def evaluate(
         detected: layers of the classical detectors, by name.
 
     Raises:
-        ConfigError: there is no detector, no host, no kind that can be planted, or one of no known name.
+        ConfigError: there is no detector, no host, or no kind that can be planted.
         CheckpointError: model or detectors belong to other spectra.
         StoreError: scores are not finished, or a file cannot be written.
     """
     layers = _layers(experiment, store, checkpoint, scores, detected)
     folder = evaluation_folder(experiment, store.digest, layers)
-    there = _finished(folder)
+    there = on_disk.find(folder, "evaluation.json", SCHEMA, "evaluate")
     if there is not None:
         return there
     plan = _plan(experiment, store)
     table = Scores(layers)
-    connect(experiment.runtime, experiment.train.workers)
     lineage = {"store": store.digest, "scores": " ".join(table.key)}
     lineage |= {} if checkpoint is None else {"model": checkpoint.sha256}
-    with Run(experiment, "evaluate", folder.name, lineage) as run:
-        run.reads(experiment.name, store.digest, store.path)
+    with stage_run(experiment, store, "evaluate", folder.name, lineage, experiment.train.workers) as run:
         places = _places(experiment, store, detected)
         arguments = (store.path, plan, experiment, None if checkpoint is None else checkpoint.folder, places)
         parts = _work(experiment, plan, folder, arguments)
@@ -116,15 +147,14 @@ def evaluate(
         joined = joined_scores(experiment.compare.scores, table)
         facts = _facts(experiment, store, plan, tuple(table.names), joined, background, parts)
         facts |= {"store": store.digest, "model": None if checkpoint is None else checkpoint.sha256}
-        write_file(folder / "evaluation.csv", csv_text(TABLE, table_rows(facts), quoted=False))
-        # Last: what there is of it is whole.
-        write_file(folder / "evaluation.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
+        table_text = csv_text(TABLE, table_rows(facts), quoted=False)
+        written = on_disk.write(folder, "evaluation.json", facts, {"evaluation.csv": table_text})
         run.metrics(tracked(facts))
         run.summary(facts, "evaluation.json")
         run.figure(picture(facts), "evaluation.png")
     for part in folder.glob("part-*.npz"):
         part.unlink(missing_ok=True)
-    return Evaluated(folder, facts)
+    return written
 
 
 def _places(
@@ -140,7 +170,7 @@ def _places(
 
 def evaluated_of(
     experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint | None, detected: Mapping[str, Layer]
-) -> Evaluated | None:
+) -> Facts | None:
     """Open the evaluation of these detectors, if there is one.
 
     Raises:
@@ -150,19 +180,10 @@ def evaluated_of(
     if checkpoint is not None:
         name = score_layer(experiment, checkpoint.sha256)
         layers = [*([store.layer(name)] if name in store.layers() else []), *layers]
-    return _finished(evaluation_folder(experiment, store.digest, layers)) if layers else None
-
-
-def _finished(folder: Path) -> Evaluated | None:
-    path = folder / "evaluation.json"
-    if not path.is_file():
+    if not layers:
         return None
-    facts = read_json(path)
-    if facts.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {facts.get('schema')}, expected {SCHEMA}; remove it and evaluate again"
-        )
-    return Evaluated(folder, facts)
+    folder = evaluation_folder(experiment, store.digest, layers)
+    return on_disk.find(folder, "evaluation.json", SCHEMA, "evaluate")
 
 
 def _layers(
@@ -207,9 +228,6 @@ def _plan(experiment: Experiment, store: SpectraStore) -> Plan:
             f"none of {int(usable.sum())} usable spectra is in the validation set, so that nothing can be planted; "
             "raise train.validation or give more spectra"
         )
-    unknown = [kind for kind in settings.kinds if kind not in KINDS]
-    if unknown:
-        raise ConfigError(f"evaluate.kinds has {unknown[0]!r}; expected one of {', '.join(KINDS)}")
     kinds = tuple(dict.fromkeys(settings.kinds or KINDS))
     if len(validation) < 2:
         kinds = tuple(kind for kind in kinds if kind != "blend")

@@ -5,7 +5,7 @@ each layer has its own leading axis; the field `row` leads back to the store. A 
 once, since one pass makes them all. A few spectra are one unit of work.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any, Final
@@ -20,15 +20,25 @@ from distspec.explainers.baselines import Ordinary
 from distspec.explainers.build import build_explainer
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import ascent_layer, explain_layer, lines_layer
+from distspec.results.lines import Diagnosed
 from distspec.results.scores import Scores
-from distspec.runtime.tracking import Run
-from distspec.runtime.workers import connect, map_actors
+from distspec.runtime.workers import map_actors
 from distspec.spectra.lines.tables import Indices, LineTable
 from distspec.stages.explain.selection import Chosen, by_ids, name_of, top_lists, top_rows
 from distspec.stages.explain.workers import AscentWorker, ExplainWorker, LineWorker
+from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.store import Fields, Layer, SpectraStore
 
-__all__ = ["ascents_of", "explain", "explanations_of", "follow", "lines_of", "measure_lines", "ordinary_covariance"]
+__all__ = [
+    "ExplainStage",
+    "ascents_of",
+    "explain",
+    "explanations_of",
+    "follow",
+    "lines_of",
+    "measure_lines",
+    "ordinary_covariance",
+]
 
 _SPECTRA: Final = 16
 """Spectra in one unit of work."""
@@ -44,6 +54,65 @@ _RUNS: Final = 20
 
 _ORDINARY: Final = 0.99
 """Share of them, those of highest density, that counts as ordinary."""
+
+
+class ExplainStage(Stage):
+    """Top-ranked spectra -> the wavelengths that make them odd."""
+
+    name, uses = "explain", ("ingest", "train", "score", "detect")
+
+    def state(self, job: Job) -> State:
+        """Count the methods by which all spectra of the lists are explained."""
+        found, methods = self.find(job), job.experiment.explain.methods
+        left = [one.name for one in methods if not _is_whole(found.explanations.get(one.name))]
+        more = [found.lines, *([found.ascents] if _wants_ascents(job) else [])]
+        lacking = not left and not all(_is_whole(layer) for layer in more)
+        why = f"not explained by {', '.join(left)}" if left else "lines or ascents are not finished" if lacking else ""
+        return State(len(methods) - len(left) - int(lacking), len(methods), "methods", why)
+
+    def find(self, job: Job) -> Products:
+        """Open the explanations, the lines of what is explained and the ascents that there are."""
+        if job.have.scores is None:
+            return job.have
+        return job.having(
+            explanations=explanations_of(job.experiment, job.store, job.table),
+            lines=lines_of(job.experiment, job.store, job.table),
+            ascents=ascents_of(job.experiment, job.store, job.scores),
+        )
+
+    def make(self, job: Job) -> Products:
+        """Explain, measure lines and follow the density, or finish doing so."""
+        experiment, store, checkpoint, table = job.experiment, job.store, job.checkpoint, job.table
+        explanations = explain(experiment, store, checkpoint, table)
+        lines = measure_lines(experiment, store, checkpoint, table, next(iter(explanations.values())))
+        ascents = follow(experiment, store, checkpoint, job.scores)
+        return job.having(explanations=explanations, lines=lines, ascents=ascents)
+
+    def told(self, made: Products) -> Iterator[tuple[str, str]]:
+        """Name the layers."""
+        if made.store is not None:
+            folder = f"{made.store.path}/layers"
+            for layer in made.explanations.values():
+                yield "reasons", f"{folder}/{layer.name}"
+            if made.lines is not None:
+                yield "lines", f"{folder}/{made.lines.name}"
+            if made.ascents is not None:
+                yield "ascents", f"{folder}/{made.ascents.name}"
+
+    def sections(self, job: Job) -> Iterator[Section]:
+        """Show the lines of what is explained."""
+        if job.have.lines is not None:
+            lines = Diagnosed(job.store, job.have.lines)
+            shown = {"lines": lines.content()}
+            yield Section("lines", "Lines", "explain/section.html.jinja", shown, lines.figures())
+
+
+def _is_whole(layer: Layer | None) -> bool:
+    return layer is not None and not layer.pending()
+
+
+def _wants_ascents(job: Job) -> bool:
+    return job.experiment.explain.ascent is not None and job.checkpoint.density is not None
 
 
 def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Scores) -> dict[str, Layer]:
@@ -161,14 +230,12 @@ def _finish(
     left = [layer for layer in layers if pending[layer.name]]
     if not left:
         return
-    connect(experiment.runtime, experiment.train.workers)
     with ExitStack() as stack:
         runs = []
         for layer in left:
             lineage = {"store": store.digest, "model": layer.attributes["model"], "scores": layer.attributes["scores"]}
-            run = stack.enter_context(Run(experiment, "explain", layer.name.removeprefix("explain-"), lineage))
-            run.reads(experiment.name, store.digest, store.path)
-            runs.append(run)
+            key, slots = layer.name.removeprefix("explain-"), experiment.train.workers
+            runs.append(stack.enter_context(stage_run(experiment, store, "explain", key, lineage, slots)))
         items = []
         for layer in left:
             for shard in pending[layer.name]:

@@ -6,7 +6,6 @@ before it is whole. What the columns are and what missing means is said in `dist
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,27 +20,35 @@ from distspec.runtime.progress import progress
 from distspec.stages.export.hats import write_hats
 from distspec.stages.export.parquet import write_parquet
 from distspec.stages.export.votable import write_votable
+from distspec.stages.stage import Exported, Job, Products, Stage, State
 from distspec.store import SpectraStore
 from distspec.store.table import SCORES, Catalogue, open_layers, table_layers
 
-__all__ = ["Exported", "export"]
+__all__ = ["ExportStage", "export"]
 
 _NAMES = {"parquet": "catalog.parquet", "votable": "catalog.vot", "hats": "catalog-hats"}
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written.
+class ExportStage(Stage):
+    """Catalogue, scores and value-added columns -> a table for other programs."""
 
-    Arguments:
-        path: file, or folder of a HATS catalogue.
-        rows: number of rows, those without a position included.
-        columns: their names.
-    """
+    name, uses = "export", ("ingest",)
+    in_run = False
 
-    path: Path
-    rows: int
-    columns: tuple[str, ...]
+    def state(self, job: Job) -> State:
+        """Look whether there is a table at the place."""
+        there = _target(job.experiment).exists()
+        return State(int(there), 1, "tables", "" if there else "not written", again=True)
+
+    def make(self, job: Job) -> Products:
+        """Write the table anew."""
+        return job.having(exported=export(job.experiment, job.store))
+
+    def told(self, made: Products) -> Iterator[tuple[str, str]]:
+        """Name the table."""
+        if made.exported is not None:
+            table = made.exported
+            yield "export", f"{table.path}: {table.rows} rows of {len(table.columns)} columns"
 
 
 def export(experiment: Experiment, store: SpectraStore) -> Exported:

@@ -1,10 +1,24 @@
-"""What was run on what, in words: the texts of the report that describe data, model, training and density."""
+"""Its part of the page: what was read, and how it was prepared, in words."""
 
 from distspec.config import Experiment, Prepare, Simulate
+from distspec.stages.stage import Job, Section
 from distspec.store.frozen import Statistics
 
+__all__ = ["section"]
 
-def source_facts(experiment: Experiment) -> str:
+
+def section(job: Job) -> Section:
+    """Say where the spectra come from and what was done to them."""
+    pairs = [
+        ("Source", _source(job.experiment)),
+        ("Spectra", f"{job.store.rows:,}"),
+        *_recipe(job.experiment.ingest.prepare, job.store.statistics),
+    ]
+    shown = {"heading": "What was run on what", "title": "Data and recipe", "pairs": pairs}
+    return Section("run", "What was run", "report/facts.html.jinja", shown)
+
+
+def _source(experiment: Experiment) -> str:
     source = experiment.ingest.source
     match source:
         case Simulate():
@@ -15,7 +29,7 @@ def source_facts(experiment: Experiment) -> str:
             return f"{source.kind}, {source.path}" + (f", catalogue {catalog}" if catalog else "")
 
 
-def recipe_facts(prepare: Prepare, statistics: Statistics | None) -> list[tuple[str, str]]:
+def _recipe(prepare: Prepare, statistics: Statistics | None) -> list[tuple[str, str]]:
     """Say in words how the spectra were prepared."""
     grid, cuts, scale, dust = prepare.grid, prepare.cuts, prepare.normalize, prepare.dust
     limits = [f"coverage ≥ {100 * cuts.coverage_min:g} %"]

@@ -25,17 +25,83 @@ from distspec.stages.ingest.finish import duplicate_rows, statistics_of
 from distspec.stages.ingest.ledger import write_ledger
 from distspec.stages.ingest.row_plan import Rows, new_files, require_rows
 from distspec.stages.ingest.sample import check as check_sample
+from distspec.stages.ingest.section import section
 from distspec.stages.ingest.values import join_values, require_values
 from distspec.stages.ingest.workers import Counter, Finisher, Ingester, counts_of
+from distspec.stages.stage import Job, Products, Section, Stage, State
 from distspec.store import Fields, Inventory, SpectraStore, StoreSpec, field_of
 
-__all__ = ["ingest"]
+__all__ = ["IngestStage", "ingest"]
 
 _GROUP = 256
 """Files that one worker counts at a time."""
 
 _FEW = 8
 """So many files are counted at once by the driver: less than the start of a worker takes."""
+
+
+class IngestStage(Stage):
+    """Survey files -> store."""
+
+    name, uses = "ingest", ()
+
+    def state(self, job: Job) -> State:
+        """Count the shards that are written, and the files that the store does not know."""
+        experiment, path = job.experiment, store_path(job.experiment)
+        source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        if not SpectraStore.is_finished(path):
+            files = len(source.files())
+            return State(0, files, "files", "no store yet")
+        store = SpectraStore.open(path)
+        _require_identity(experiment, store)
+        left = len(store.pending())
+        if left:
+            return State(store.shards - left, store.shards, "shards", "ingest was interrupted")
+        if not store.finished:
+            return State(0, 1, "looks over all rows", "ingest was interrupted")
+        try:
+            listed = {entry.name for entry in source.files()}
+        except SourceError as error:
+            return State(store.shards, store.shards, "shards", f"{error}; the store is used as it is")
+        new = len(listed - set(store.inventory().names))
+        if new:
+            return State(store.shards, store.shards + 1, "shards", f"{new} new files: the store will grow")
+        return State(store.shards, store.shards, "shards")
+
+    def find(self, job: Job) -> Products:
+        """Open the store.
+
+        Raises:
+            StoreNotFoundError: there is none.
+            ConfigError: it is not finished.
+        """
+        return job.having(store=_finished_store(job.experiment))
+
+    def make(self, job: Job) -> Products:
+        """Make, finish or extend the store."""
+        return job.having(store=ingest(job.experiment))
+
+    def told(self, made: Products) -> Iterator[tuple[str, str]]:
+        """Name the store, and why spectra are set aside."""
+        if made.store is not None:
+            reasons = first_reasons(made.store.column("status"))
+            yield "store", f"{made.store.path}: {made.store.rows} spectra, {sum(reasons.values())} set aside"
+            for reason, count in reasons.items():
+                yield "", f"{count} {reason.lower().replace('_', ' ')}"
+
+    def sections(self, job: Job) -> Iterator[Section]:
+        """Say what was read, and how it was prepared."""
+        yield section(job)
+
+
+def _finished_store(experiment: Experiment) -> SpectraStore:
+    store = SpectraStore.open(store_path(experiment), write=True)
+    if not store.finished:
+        raise ConfigError(
+            f"{store.path} lacks {len(store.pending())} of {store.shards} shards, or the look over all of them; "
+            "run `distspec ingest` to finish it"
+        )
+    return store
 
 
 def ingest(experiment: Experiment) -> SpectraStore:
@@ -96,12 +162,16 @@ def _known_store(experiment: Experiment) -> SpectraStore | None:
         return None
     store = SpectraStore.open(path, write=True)
     _warn_of_catalog(experiment, store)
+    _require_identity(experiment, store)
+    return store
+
+
+def _require_identity(experiment: Experiment, store: SpectraStore) -> None:
     differs = differences(store.settings["identity"], store_identity(experiment))
     if differs:
         raise LayoutError(
-            f"{path} was made by other settings: {'; '.join(differs)}; choose another output, or remove the store"
+            f"{store.path} was made by other settings: {'; '.join(differs)}; choose another output, or remove the store"
         )
-    return store
 
 
 def _create(experiment: Experiment, source: Source, inventory: Inventory) -> SpectraStore:

@@ -4,89 +4,55 @@ The page holds its own code and loads nothing, so it can be kept and sent as one
 files is escaped, and ids are text everywhere: a browser's numbers cannot hold them.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
 
-import numpy as np
-from jaxtyping import Float32, Int64
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from distspec.config import METRICS, RECONSTRUCTION, Experiment, Simulate, Tracking, dump, metric_scores
-from distspec.detectors.neural.scores import DENSITY, ModelScores
+from distspec import __version__
+from distspec.config import Tracking, dump
 from distspec.errors import CheckpointError, ConfigError
-from distspec.files import csv_text, write_file
-from distspec.models.checkpoint import Checkpoint
-from distspec.results.ascents import Ways
-from distspec.results.explanations import Explained
-from distspec.results.figures.kit import COLORS, bokeh_script, embed
-from distspec.results.figures.spectrum import Shown, spectrum_figure, way_figure
+from distspec.files import write_file
 from distspec.results.layout import report_path, table_path
-from distspec.results.lines import Diagnosed
-from distspec.results.scores import Scores, distributions, listed, overlap, ranks, spread, top_list
-from distspec.results.truth import has_truth, pointing, recovery, truth_windows
-from distspec.spectra.lines.changes import Change, changes
-from distspec.stages.cluster import section as _clusters
-from distspec.stages.compare import section as _compared
-from distspec.stages.evaluate import section as _evaluated
-from distspec.stages.report.summary import summary
-from distspec.stages.score.census import take_census
-from distspec.stages.score.figures import linear_figure, score_figure
-from distspec.stages.train.accuracy import ROWS
-from distspec.stages.train.section import phases, summarize_density, training_figure
-from distspec.statistics.summaries import Histogram
-from distspec.store import Layer, SpectraStore
+from distspec.stages.report.cards import Ranked, cards_section, rank, ranked_csv, table_section
+from distspec.stages.report.page import page
+from distspec.stages.stage import Job, Products, Section, Stage, State
 
-__all__ = ["report"]
-
-_TOP: Final = 0.01
-"""Share of the scored spectra in the lists whose threshold and overlap are shown."""
-
-_RECOVERED: Final = 0.02
-"""Share of the scored spectra in the lists in which planted anomalies are looked for."""
-
-_NAMED: Final = 100
-"""Spectra set aside that are listed by name; all are counted."""
-
-_BARS: Final = 60
-"""Of the distribution of a score on a linear axis."""
-
-_LOGARITHMIC: Final = {*RECONSTRUCTION, *(name for metric in METRICS for name in metric_scores(metric))}
-"""Scores that are positive and spread over decades."""
-
-_COLUMNS: Final = ("id", "file", "ra", "dec", "z", "class", "subclass", "snr", "coverage")
-"""Catalogue columns of the ranked table."""
+__all__ = ["ReportStage", "report"]
 
 
-def report(
-    experiment: Experiment,
-    store: SpectraStore,
-    checkpoint: Checkpoint,
-    scores: Layer,
-    explanations: dict[str, Layer],
-    ascents: Layer | None = None,
-    others: Iterable[Layer] = (),
-    compared: Mapping[str, Any] | None = None,
-    evaluated: Mapping[str, Any] | None = None,
-    lines: Layer | None = None,
-    clustered: Mapping[str, Any] | None = None,
-) -> Path:
+class ReportStage(Stage):
+    """Everything -> one HTML page and a ranked table."""
+
+    name = "report"
+    uses = ("ingest", "train", "score", "detect", "compare", "explain", "cluster", "evaluate")
+
+    def state(self, job: Job) -> State:
+        """Look whether there is a page."""
+        there = report_path(job.experiment).is_file() and table_path(job.experiment).is_file()
+        return State(int(there), 1, "pages", "" if there else "not written", again=True)
+
+    def make(self, job: Job) -> Products:
+        """Write the page and the table anew."""
+        path = report(job)
+        return job.having(report=path, table=table_path(job.experiment))
+
+    def told(self, made: Products) -> Iterator[tuple[str, str]]:
+        """Name the table and the page."""
+        if made.report is not None:
+            yield "table", str(made.table)
+            yield "report", str(made.report)
+
+    def sections(self, job: Job) -> Iterator[Section]:
+        """Show the cards, the table, and how all of it is made again."""
+        return _sections(job, rank(job))
+
+
+def report(job: Job) -> Path:
     """Write the report and the ranked table of an experiment; each appears whole or not at all.
 
     Arguments:
-        experiment: with the report settings.
-        store: the spectra.
-        checkpoint: the model that made the scores.
-        scores: layer of the score stage.
-        explanations: layers of the explain stage, by method.
-        ascents: its layer of the ways to higher probability, if the model has a density.
-        others: layers of the classical detectors and of the ensembles.
-        compared: what the compare stage found.
-        evaluated: what the evaluate stage measured.
-        lines: layer of the lines of what is explained.
-        clustered: what the cluster stage found.
+        job: with the products of all stages, and the stages, each of which gives its part of the page.
 
     Returns:
         Path of the page.
@@ -97,300 +63,46 @@ def report(
         ShardError: a spectrum is neither scored nor set aside, or both.
         StoreError: the counts do not add up, or a file cannot be written.
     """
-    table, chosen = Scores([scores, *others]), experiment.report.score
-    _require_fit(chosen, store, checkpoint, table)
-    census = take_census(store, table, _NAMED)
-    histograms = distributions(table)
-    explained, ways = Explained(store, explanations, chosen), Ways(ascents)
-    size = max(experiment.report.table, experiment.report.spectra, explained.longest)
-    top = top_list(table, chosen, min(size, census.scored), histograms[chosen]).rows
-    if experiment.explain.ids is not None and len(explained.rows):
-        # Who names spectra wants to see these.
-        top = explained.rows[np.argsort(-table.take(chosen, explained.rows), kind="stable")]
-    rows = _ranked(store, table, chosen, top, explained, ways)
-    cards = rows[: experiment.report.spectra]
-    shown = _shown(experiment, store, checkpoint, [row["row"] for row in cards], explained, ways)
-    distribution, figures = _distribution(table, histograms, census.scored)
-    trained = phases(checkpoint)
-    figures |= {f"training-{phase.name}": training_figure(phase.epochs) for phase in trained}
-    diagnosed = None if lines is None else Diagnosed(store, lines)
-    _tell_lines(store, diagnosed, rows[: max(experiment.report.table, len(cards))])
-    for card, item in zip(cards, shown, strict=True):
-        figures[f"spectrum-{card['row']}"] = spectrum_figure(item)
-        if item.way is not None:
-            card |= _against_noise(item, item.way)
-            figures[f"way-{card['row']}"] = way_figure(item)
-    if compared is not None:
-        figures |= _compared.figures(compared)
-    if evaluated is not None:
-        figures |= _evaluated.figures(evaluated)
-    if clustered is not None:
-        figures |= _clusters.figures(clustered)
-    if diagnosed is not None:
-        figures |= diagnosed.figures()
-    script, places = embed(figures)
-    page = _render(
-        experiment=experiment,
-        store=store,
-        summary=summary(experiment, store, checkpoint, scores),
-        census=census,
-        simulated=isinstance(experiment.ingest.source, Simulate),
-        distribution=distribution,
-        truth=_truth(store, table, histograms, explanations),
-        compared=None if compared is None else _compared.content(compared),
-        evaluated=None if evaluated is None else _evaluated.content(evaluated),
-        clustered=None if clustered is None else _clusters.content(clustered),
-        lines=None if diagnosed is None else diagnosed.content(),
-        cards=cards,
-        rows=rows[: experiment.report.table],
-        ranked=len(rows),
-        list_file=experiment.explain.ids,
-        names=table.names,
-        chosen=chosen,
-        phases=trained,
-        accuracy=checkpoint.facts.get("accuracy"),
-        accuracy_rows=ROWS,
-        density=summarize_density(checkpoint),
-        ways=ways,
-        settings=dump(experiment.model_copy(update={"tracking": Tracking(model=experiment.tracking.model)})),
-        places={name: Markup(place) for name, place in places.items()},
-        scripts=Markup(bokeh_script() + script),
-    )
-    classes = "posterior" in scores.fields
-    write_file(table_path(experiment), _as_csv(rows, table.names, ways=ascents is not None, classes=classes))
-    write_file(report_path(experiment), page)
-    return report_path(experiment)
+    _require_fit(job)
+    ranked = rank(job)
+    parts: list[Section] = []
+    for stage in job.stages:
+        parts += _sections(job, ranked) if stage.name == ReportStage.name else stage.sections(job)
+    text = page(job.experiment.name, parts)
+    classes = "posterior" in job.scores.fields
+    ascents = job.have.ascents is not None
+    table = ranked_csv(ranked.rows, job.all_scores.names, ways=ascents, classes=classes)
+    write_file(table_path(job.experiment), table)
+    write_file(report_path(job.experiment), text)
+    return report_path(job.experiment)
 
 
-def _require_fit(chosen: str, store: SpectraStore, checkpoint: Checkpoint, scores: Scores) -> None:
-    """Refuse parts that do not belong together."""
-    if chosen not in scores.names:
-        raise ConfigError(f"report.score is {chosen!r}; there are {', '.join(scores.names)}: run its stage first")
-    checkpoint.require(store.grid, store.recipe)
-    if scores.layers[0].attributes.get("model") != checkpoint.sha256:
-        raise CheckpointError(f"{scores.key[0]} was not made by model {checkpoint.sha256[:12]}; score with this model")
-
-
-def _ranked(
-    store: SpectraStore, scores: Scores, chosen: str, rows: Int64[np.ndarray, "m"], explained: Explained, ways: Ways
-) -> list[dict[str, Any]]:
-    """Describe some rows; of equal scores those that come first have the smaller rank."""
-    columns = {name: store.column(name, rows).tolist() for name in _COLUMNS}
-    planted = store.column("anomaly", rows).tolist() if has_truth(store) else [None] * len(rows)
-    values = {name: scores.take(name, rows) for name in scores.names}
-    standing = {name: ranks(scores, name, taken) for name, taken in values.items()}
-    likeliest, regions = _likeliest(scores.layers[0], rows), _deciding(scores, rows)
-    earlier: Counter[int] = Counter()
-    described = []
-    for index, row in enumerate(rows.tolist()):
-        entry: dict[str, Any] = {name: columns[name][index] for name in _COLUMNS}
-        # As text from here on: neither a browser nor a spreadsheet keeps the digits of a large number.
-        entry["id"] = str(entry["id"])
-        entry |= {
-            "rank": int(standing[chosen][index]) + earlier[int(standing[chosen][index])],
-            "row": row,
-            "planted": planted[index],
-            "explanations": explained.all(row),
-            "diagnosis": None,
-        }
-        earlier[int(standing[chosen][index])] += 1
-        way = ways.find(row)
-        redshift = None if store.frame == "rest" else entry["z"]
-        found = [] if way is None else changes(way.growth, store.grid, redshift)
-        entry |= {"likeliest": likeliest[index], "regions": regions[index], "way": way, "changes": found}
-        entry["scores"] = {name: float(taken[index]) for name, taken in values.items()}
-        entry["ranks"] = {name: int(places[index]) for name, places in standing.items()}
-        described.append(entry)
-    return described
-
-
-def _likeliest(scores: Layer, rows: Int64[np.ndarray, "m"]) -> list[tuple[str, float] | None]:
-    """Give the most probable class of each row and its probability; None where the density knows one class only."""
-    if "posterior" not in scores.fields:
-        return [None] * len(rows)
-    posterior, names = scores.take("posterior", rows), scores.attributes["classes"]
-    best = posterior.argmax(axis=1).tolist()
-    return [(str(names[number]), float(posterior[index, number])) for index, number in enumerate(best)]
-
-
-def _deciding(scores: Scores, rows: Int64[np.ndarray, "m"]) -> list[list[tuple[str, float, float, float]]]:
-    """Name the region that decides each score by regions: score, ends in Å, and its chi-squared per pixel."""
-    found: list[list[tuple[str, float, float, float]]] = [[] for _ in rows]
-    for layer in scores.layers:
-        if "regions" in layer.attributes:
-            edges = layer.attributes["regions"]
-            chi2 = layer.take("region_chi2", rows).tolist()
-            for index, region in enumerate(layer.take("region", rows).tolist()):
-                if region >= 0:
-                    found[index].append((layer.attributes["scores"][0], *edges[region], chi2[index]))
-    return found
-
-
-def _tell_lines(store: SpectraStore, diagnosed: Diagnosed | None, rows: list[dict[str, Any]]) -> None:
-    """Say in words what makes the spectra of the table odd, where they were explained and measured."""
-    explained = [row for row in rows if row["explanations"]]
-    if diagnosed is None or not explained:
-        return
-    spectra = store.take(np.array([row["row"] for row in explained], dtype=np.int64))
-    for row, good in zip(explained, spectra.good, strict=True):
-        found = diagnosed.one(row["row"], row["explanations"][0], good, row["z"])
-        row["diagnosis"] = None if found is None else found.text
-
-
-def _against_noise(shown: Shown, way: Float32[np.ndarray, "points pixels"]) -> dict[str, Any]:
-    """Compare what changes along a way with the spectrum's own pixels: where it has data, and their noise."""
-    growth, good = way[-1] - way[0], shown.ivar > 0
-    found = changes(growth, shown.grid, shown.redshift, good)
-    sigmas = np.abs(growth[good]) * np.sqrt(shown.ivar[good])
-    return {"changes": found, "sigmas": float(sigmas.max(initial=0.0))}
-
-
-def _shown(
-    experiment: Experiment,
-    store: SpectraStore,
-    checkpoint: Checkpoint,
-    rows: list[int],
-    explained: Explained,
-    ways: Ways,
-) -> list[Shown]:
-    """Read and reconstruct the spectra that get a figure."""
-    if not rows:
-        return []
-    spectra = store.take(np.array(rows, dtype=np.int64))
-    models = ModelScores(checkpoint, experiment.score).reconstruct(spectra)
-    windows = truth_windows(store, spectra.rows) if has_truth(store) else None
-    found = []
-    for index, row in enumerate(rows):
-        found.append(
-            Shown(
-                store.grid,
-                store.frame,
-                spectra.flux[index],
-                spectra.ivar[index],
-                models[index],
-                None if spectra.redshift is None else float(spectra.redshift[index]),
-                tuple((one.method.replace("_", " "), one.edges, one.weights) for one in explained.all(row)),
-                None if windows is None else windows[index],
-                ways.decoded(row),
-                tuple((name.replace("_", " "), widths, values) for name, widths, values in explained.windows(row)),
-            )
-        )
-    return found
-
-
-def _distribution(
-    scores: Scores, histograms: dict[str, Histogram], scored: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give the top lists' thresholds and overlap, and the figures of the distributions."""
-    size = listed(scored, _TOP)
-    tops = {name: top_list(scores, name, size, histogram) for name, histogram in histograms.items()}
-    limits = {name: float(top.scores[-1]) if size else float("nan") for name, top in tops.items()}
-    figures = {}
-    for name, histogram in histograms.items():
-        if name in _LOGARITHMIC:
-            figures[f"score-{name}"] = score_figure(name, histogram, limits[name])
-        else:
-            title = f"{name} (−log p, nats)" if name == DENSITY else name
-            figures[f"score-{name}"] = linear_figure(title, *spread(scores, name, _BARS), limits[name])
-    return {"fraction": _TOP, "size": size, "overlap": overlap(tops).tolist()}, figures
-
-
-def _truth(
-    store: SpectraStore, scores: Scores, histograms: dict[str, Histogram], explanations: Mapping[str, Layer]
-) -> dict[str, Any] | None:
-    """Compare with what was planted; None where nothing is known."""
-    if not has_truth(store):
-        return None
-    # Imported here: reports on real surveys need nothing of the simulation.
-    from distspec.sources.simulation.anomalies import ANOMALIES, STRONG
-
-    found = recovery(store, scores, _RECOVERED, histograms)
-    order = {kind: place for place, kind in enumerate(ANOMALIES)}
-    return {
-        "recovery": found,
-        "kinds": sorted(found.planted, key=lambda kind: (kind not in STRONG, order.get(kind, len(order)), kind)),
-        "strong": STRONG,
-        "best": found.best(STRONG),
-        "pointing": [one for layer in explanations.values() for one in pointing(store, layer)],
-    }
-
-
-def _render(**content: Any) -> str:
-    loader = PackageLoader("distspec", "stages")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": _number, "count": "{:,}".format, "percent": _percent, "redshift": _redshift}
-    environment.filters |= {"probability": _probability, "abs_argmax": lambda weights: int(np.abs(weights).argmax())}
-    return environment.get_template("report/page.html.jinja").render(colors=COLORS, **content)
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    """Write a number with some significant digits; a dash where it is unknown."""
-    if value is None or not np.isfinite(value):
-        return "–"
-    return f"{value:.{digits}g}".replace("-", "−")
-
-
-def _redshift(value: float) -> str:
-    return f"{value:.5f}".replace("-", "−") if np.isfinite(value) else "–"
-
-
-def _percent(share: float) -> str:
-    """Write a share as a percentage; small ones keep two significant digits."""
-    if not np.isfinite(share):
-        return "–"
-    digits = ".0f" if share >= 0.1 or share == 0 else ".2g"
-    return f"{100 * share:{digits}}\u00a0%"
-
-
-def _probability(value: float) -> str:
-    """Write a probability as a percentage that is never surer than it is."""
-    return ">\u00a099\u00a0%" if value >= 0.995 else _percent(value)
-
-
-def _as_csv(rows: list[dict[str, Any]], names: list[str], *, ways: bool, classes: bool) -> str:
-    """Write the ranked table; text is quoted and numbers are not, so a reader can tell an id from a number."""
-    lines = []
-    last = [
-        "suggests",
-        "explained_by",
-        "explained_score",
-        "heaviest_from",
-        "heaviest_to",
-        "heaviest_weight",
-        "r2",
-        "planted",
+def _sections(job: Job, ranked: Ranked) -> Iterator[Section]:
+    made = [
+        ("Store", job.store.digest),
+        ("Recipe", job.store.recipe),
+        ("Model", job.checkpoint.sha256[:12]),
+        ("Scores", job.scores.name),
+        ("Seed", str(job.experiment.seed)),
+        ("distspec", __version__),
+        *((package, metadata.version(package)) for package in ("torch", "numpy", "ray")),
+        ("Written", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
     ]
-    more = ["likeliest_class", "class_probability"] if classes else []
-    more += ["steps", "log_p_start", "log_p_end", "grows", "fades"] if ways else []
-    for row in rows:
-        told: list[Any] = [row["diagnosis"] or "", *[""] * 6]
-        if row["explanations"]:
-            first = row["explanations"][0]
-            low, high, weight = first.heaviest
-            told[1:] = [first.method, first.score, round(low, 2), round(high, 2), _short(weight), _short(first.r2)]
-        described = [_short(row[name]) for name in _COLUMNS]
-        values = [_short(row["scores"][name]) for name in names]
-        best = [row["likeliest"][0], _short(row["likeliest"][1])] if classes else []
-        along = _way_cells(row) if ways else []
-        lines.append([row["rank"], row["row"], *described, *values, *best, *along, *told, row["planted"] or ""])
-    return csv_text(("rank", "row", *_COLUMNS, *names, *more, *last), lines)
+    yield Section("run", "What was run", "report/facts.html.jinja", {"title": "Provenance", "pairs": made})
+    yield cards_section(job, ranked)
+    yield table_section(job, ranked)
+    # The address of the tracking server may hold a password.
+    settings = job.experiment.model_copy(update={"tracking": Tracking(model=job.experiment.tracking.model)})
+    shown = {"name": job.experiment.name, "settings": dump(settings)}
+    yield Section("settings", "Reproduce", "report/settings.html.jinja", shown)
 
 
-def _way_cells(row: dict[str, Any]) -> list[Any]:
-    """Tell of a row's way in five cells, empty where it was not followed."""
-    if row["way"] is None:
-        return [""] * 5
-    start, end = row["way"].log_prob
-    found: list[Change] = row["changes"]
-    grows, fades = ("; ".join(one.label for one in found if (one.amount > 0) == rising) for rising in (True, False))
-    return [row["way"].steps, _short(start), _short(end), grows, fades]
-
-
-def _short(value: Any) -> Any:
-    """Give what was a float32 as one, so that it is written with a float32's digits."""
-    if not isinstance(value, float):
-        return value
-    single = np.float32(value)
-    return single if float(single) == value else value
+def _require_fit(job: Job) -> None:
+    """Refuse parts that do not belong together."""
+    chosen, scores, checkpoint = job.experiment.report.score, job.scores, job.checkpoint
+    names = job.all_scores.names
+    if chosen not in names:
+        raise ConfigError(f"report.score is {chosen!r}; there are {', '.join(names)}: run its stage first")
+    checkpoint.require(job.store.grid, job.store.recipe)
+    if scores.attributes.get("model") != checkpoint.sha256:
+        raise CheckpointError(f"{scores.name} was not made by model {checkpoint.sha256[:12]}; score with this model")

@@ -3,6 +3,7 @@
 One pass: each worker reads a shard, reconstructs it once, writes every score, and returns a summary that adds up.
 """
 
+from collections.abc import Iterator
 from functools import reduce
 from operator import add
 from typing import Any
@@ -15,14 +16,49 @@ from distspec.errors import ShardError
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import score_layer
 from distspec.results.scores import score_names
-from distspec.runtime.tracking import Run
-from distspec.runtime.workers import connect, map_shards
+from distspec.runtime.workers import map_shards
 from distspec.spectra import first_reasons
+from distspec.stages.score.section import sections
 from distspec.stages.score.workers import Scorer, ScoreSummary, summarize
+from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.statistics.summaries import Histogram
 from distspec.store import Fields, Layer, SpectraStore
 
-__all__ = ["score"]
+__all__ = ["ScoreStage", "score"]
+
+
+class ScoreStage(Stage):
+    """Store and model -> latents and scores of every spectrum."""
+
+    name, uses = "score", ("ingest", "train")
+
+    def state(self, job: Job) -> State:
+        """Count the shards that are scored."""
+        layer = self.find(job).scores
+        done = 0 if layer is None else layer.shards - len(layer.pending())
+        grown = layer is not None and layer.shards < job.store.shards
+        why = "" if done == job.store.shards else "the store has grown" if grown else "not all shards are scored"
+        return State(done, job.store.shards, "shards", why if done else "not scored by this model")
+
+    def find(self, job: Job) -> Products:
+        """Open the layer of this model's scores."""
+        if job.have.checkpoint is None:
+            return job.have
+        name = score_layer(job.experiment, job.have.checkpoint.sha256)
+        return job.having(scores=job.store.layer(name)) if name in job.store.layers() else job.have
+
+    def make(self, job: Job) -> Products:
+        """Score, or finish doing so."""
+        return job.having(scores=score(job.experiment, job.store, job.checkpoint))
+
+    def told(self, made: Products) -> Iterator[tuple[str, str]]:
+        """Name the layer."""
+        if made.scores is not None and made.store is not None:
+            yield "scores", f"{made.store.path}/layers/{made.scores.name}"
+
+    def sections(self, job: Job) -> Iterator[Section]:
+        """Account for every spectrum, and show how scores are distributed."""
+        yield from sections(job)
 
 
 def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -> Layer:
@@ -45,9 +81,8 @@ def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -
     if not pending:
         return layer
     lineage = {"store": store.digest, "model": checkpoint.sha256}
-    connect(experiment.runtime, experiment.train.workers)
-    with Run(experiment, "score", name.removeprefix("score-"), lineage) as run:
-        run.reads(experiment.name, store.digest, store.path)
+    key, slots = name.removeprefix("score-"), experiment.train.workers
+    with stage_run(experiment, store, "score", key, lineage, slots) as run:
         device = "cuda" if experiment.runtime.gpus_per_worker else "cpu"
         arguments = (store.path, checkpoint.folder, name, experiment.score, device)
         parts = list(map_shards(Scorer, arguments, pending, experiment.runtime, "score"))

@@ -1,6 +1,6 @@
-"""Figures of the report about all spectra: training curves and score distributions, as Bokeh models."""
+"""Its part of the page: the model, how each of its fits went, and the density of its latents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,8 +10,57 @@ from jaxtyping import Float64
 
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.figures.kit import COLORS, panel, stacked
+from distspec.stages.stage import Section
+from distspec.stages.train.accuracy import ROWS
 
-__all__ = ["DensitySummary", "Phase", "phases", "summarize_density", "training_figure"]
+__all__ = ["sections"]
+
+
+def sections(checkpoint: Checkpoint, ranked_by: str) -> Iterator[Section]:
+    """Tell of the model.
+
+    Arguments:
+        checkpoint: the model.
+        ranked_by: the score that spectra are ranked by.
+    """
+    model = {"title": "Model", "pairs": [*_model(checkpoint), ("Ranked by", ranked_by)]}
+    yield Section("run", "What was run", "report/facts.html.jinja", model)
+    trained = phases(checkpoint)
+    shown = {"phases": trained, "accuracy": checkpoint.facts.get("accuracy"), "accuracy_rows": ROWS}
+    figures = {f"training-{phase.name}": training_figure(phase.epochs) for phase in trained}
+    yield Section("training", "Training", "train/section.html.jinja", shown, figures)
+    density = summarize_density(checkpoint)
+    if density is not None:
+        yield Section("density", "Density", "train/density.html.jinja", {"density": density})
+
+
+def _model(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    stages = "two-stage " if checkpoint.two_stage else ""
+    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    losses = [epoch["validation_loss"] for epoch in checkpoint.facts.get("phases", {}).get("first", [])]
+    layout = ", ".join(f"{name} {_plainly(value)}" for name, value in checkpoint.settings if name != "kind")
+    return [
+        ("Architecture", f"{stages}{checkpoint.settings.kind} autoencoder ({layout})"),
+        ("Latents", str(checkpoint.latents)),
+        ("Parameters", f"{parameters:,}"),
+        ("Epochs trained", str(len(losses)) if losses else "unknown"),
+        ("Best validation loss", f"{min(losses):.4f}" if losses else "unknown"),
+        ("Density", _density_in_short(checkpoint)),
+    ]
+
+
+def _plainly(value: Any) -> str:
+    return "–".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _density_in_short(checkpoint: Checkpoint) -> str:
+    """Say what density the latents have."""
+    if checkpoint.density is None or checkpoint.density_settings is None:
+        return "none"
+    shape = checkpoint.density.flow.shape
+    classes = f"{shape['classes']} classes" if shape["classes"] > 1 else "one class"
+    layers = f", {shape['layers']} layers" if "layers" in shape else ""
+    return f"{checkpoint.density_settings.kind} flow{layers}, {classes}"
 
 
 def training_figure(epochs: Sequence[Mapping[str, float]]) -> Any:

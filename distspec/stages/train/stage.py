@@ -29,13 +29,67 @@ from distspec.models.training.loop import Epoch, newest_epochs
 from distspec.results.layout import model_folder
 from distspec.runtime.progress import progress
 from distspec.runtime.tracking import Run
-from distspec.runtime.workers import connect, require_resources
+from distspec.runtime.workers import require_resources
 from distspec.spectra import Spectra, first_reasons
+from distspec.stages.stage import Job as StageJob
+from distspec.stages.stage import Products, Section, Stage, State, stage_run
 from distspec.stages.train.accuracy import as_text
+from distspec.stages.train.section import sections
 from distspec.stages.train.workers import Job, phases_of, train_loop
 from distspec.store import SpectraStore
 
-__all__ = ["train"]
+__all__ = ["TrainStage", "train"]
+
+
+class TrainStage(Stage):
+    """Store -> trained model."""
+
+    name, uses = "train", ("ingest",)
+
+    def off(self, experiment: Experiment) -> str:
+        """Nothing is trained where the settings name a model."""
+        return "" if experiment.score.checkpoint is None else "score.checkpoint names a model"
+
+    def state(self, job: StageJob) -> State:
+        """Count the epochs of all fits that are whole."""
+        experiment = job.experiment
+        folder = model_folder(experiment, job.store.digest)
+        total = sum(epochs for epochs, _ in phases_of(experiment.train).values())
+        if (folder / "model.json").is_file():
+            return State(total, total, "epochs")
+        state = Path(experiment.output) / "training" / folder.name
+        done = sum(len(newest_epochs(state / phase)) for phase in phases_of(experiment.train))
+        return State(min(done, total - 1), total, "epochs", "no model of these settings" if not done else "interrupted")
+
+    def find(self, job: StageJob) -> Products:
+        """Open the model that the settings name, or the experiment's own.
+
+        Raises:
+            CheckpointError: it is damaged, or belongs to other spectra.
+        """
+        folder = job.experiment.score.checkpoint or model_folder(job.experiment, job.store.digest)
+        if job.experiment.score.checkpoint is None and not Path(folder).is_dir():
+            return job.have
+        checkpoint = Checkpoint.load(folder)
+        checkpoint.require(job.store.grid, job.store.recipe)
+        return job.having(checkpoint=checkpoint)
+
+    def make(self, job: StageJob) -> Products:
+        """Train, unless the settings name a model."""
+        if job.experiment.score.checkpoint is not None:
+            return self.find(job)
+        checkpoint = train(job.experiment, job.store)
+        checkpoint.require(job.store.grid, job.store.recipe)
+        return job.having(checkpoint=checkpoint)
+
+    def told(self, made: Products) -> Iterator[tuple[str, str]]:
+        """Name the model."""
+        if made.checkpoint is not None:
+            yield "model", str(made.checkpoint.folder)
+
+    def sections(self, job: StageJob) -> Iterator[Section]:
+        """Show the model, how its fits went, and the density of its latents."""
+        yield from sections(job.checkpoint, job.experiment.report.score)
 
 
 def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
@@ -60,9 +114,7 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
     with torch.device("meta"):
         build_autoencoder(settings.model, store.grid)  # what does not fit the grid is refused before Ray starts
     lineage = {"store": store.digest, "recipe": store.recipe}
-    connect(experiment.runtime, settings.workers)
-    with Run(experiment, "train", folder.name, lineage) as run:
-        run.reads(experiment.name, store.digest, store.path)
+    with stage_run(experiment, store, "train", folder.name, lineage, settings.workers) as run:
         state = Path(experiment.output) / "training" / folder.name
         _work(experiment, store, state, run)
         checkpoint = Checkpoint.load(state / "model")

@@ -27,7 +27,7 @@ import torch
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from distspec.config import Experiment, dump
+from distspec.config import Experiment, Train, dump
 from distspec.errors import ConfigError, ShardError
 from distspec.files import write_file
 from distspec.models.build import build_autoencoder
@@ -36,47 +36,67 @@ from distspec.results.layout import tuned_path, tuning_folder
 from distspec.runtime.progress import progress
 from distspec.runtime.tracking import Run
 from distspec.runtime.workers import connect, require_resources
+from distspec.stages.stage import Job as StageJob
+from distspec.stages.stage import Products, Stage, State, Tuned, stage_run
 from distspec.stages.tune.space import Chooser, Least, Space
 from distspec.stages.tune.study import NAME, Study, number_of
 from distspec.stages.tune.workers import Job, run_trial
 from distspec.store import SpectraStore
 
-__all__ = ["Tuned", "tune"]
+__all__ = ["TuneStage", "tune"]
 
 _OWN = ("trial", "settings")
 """Entries of a trial's configuration that are none of its parameters."""
 
 
+class TuneStage(Stage):
+    """Store -> settings with which `train` does best."""
+
+    name, uses = "tune", ("ingest",)
+    in_run = False
+
+    def state(self, job: StageJob) -> State:
+        """Count the trials that have ended."""
+        folder, total = _plan(job.experiment, job.store).folder, job.experiment.tune.trials
+        if not (folder / "trials.csv").is_file():  # written last
+            return State(0, total, "trials", "interrupted" if folder.is_dir() else "no search yet")
+        with open(folder / "trials.csv", encoding="utf-8") as table:
+            done = min(sum(1 for _ in table) - 1, total)
+        return State(done, total, "trials", "" if done == total else "more trials are asked for")
+
+    def make(self, job: StageJob) -> Products:
+        """Search for settings, or go on with the search."""
+        return job.having(tuned=tune(job.experiment, job.store))
+
+    def told(self, made: Products) -> Iterator[tuple[str, str]]:
+        """Name the settings file and the table of trials."""
+        best = made.tuned
+        if best is not None:
+            failed = f", {best.failed} failed" if best.failed else ""
+            yield "tuned", f"{best.path}: validation loss {best.loss:.6g}, trial {best.trial}"
+            yield "trials", f"{best.trials} in {best.table}{failed}"
+
+
 @dataclass(frozen=True)
-class Tuned:
-    """What a search has found.
+class _Plan:
+    """A search before it begins.
 
     Arguments:
-        path: of the settings file.
-        trial: number of the best trial.
-        loss: smallest validation loss of that trial.
-        trials: how many have ended.
-        failed: how many of these came to no finite loss.
-        table: of all of them, CSV.
+        space: what is searched.
+        base: settings of every trial, without its own values.
+        folder: of the study.
     """
 
-    path: Path
-    trial: int
-    loss: float
-    trials: int
-    failed: int
-    table: Path
+    space: Space
+    base: Train
+    folder: Path
 
 
-def tune(experiment: Experiment, store: SpectraStore) -> Tuned:
-    """Search for settings of training, or go on with the search, and write the best as a settings file.
-
-    A trial's loss is the smallest validation loss of its epochs, over the same spectra in every trial.
+def _plan(experiment: Experiment, store: SpectraStore) -> _Plan:
+    """Say what is searched, and where the study lies.
 
     Raises:
-        ConfigError: no spectrum can be used, the settings do not fit the store or the cluster, or no trial came to a
-            finite loss.
-        ShardError: the store or the output fails.
+        ConfigError: no spectrum can be used, or the settings do not fit the store.
     """
     settings = experiment.tune
     usable = int((store.column("status") == 0).sum())
@@ -90,12 +110,27 @@ def tune(experiment: Experiment, store: SpectraStore) -> Tuned:
     with torch.device("meta"):
         build_autoencoder(least.model, store.grid)  # what does not fit the grid is refused before Ray starts
     folder = tuning_folder(experiment, least, store.digest)
+    return _Plan(space, base, folder)
+
+
+def tune(experiment: Experiment, store: SpectraStore) -> Tuned:
+    """Search for settings of training, or go on with the search, and write the best as a settings file.
+
+    A trial's loss is the smallest validation loss of its epochs, over the same spectra in every trial.
+
+    Raises:
+        ConfigError: no spectrum can be used, the settings do not fit the store or the cluster, or no trial came to a
+            finite loss.
+        ShardError: the store or the output fails.
+    """
+    plan, settings = _plan(experiment, store), experiment.tune
+    space, folder = plan.space, plan.folder
     study = Study(folder)
     table = folder / "trials.csv"
     if len(study.ended()) < settings.trials or not _is(table, study.table()):
-        job = Job(store.address, str((folder / "states").resolve()), base, experiment.seed, settings.spectra)
-        with Run(experiment, "tune", folder.name, {"store": store.digest, "recipe": store.recipe}) as run:
-            run.reads(experiment.name, store.digest, store.path)
+        job = Job(store.address, str((folder / "states").resolve()), plan.base, experiment.seed, settings.spectra)
+        lineage = {"store": store.digest, "recipe": store.recipe}
+        with stage_run(experiment, store, "tune", folder.name, lineage) as run:
             _search(Search(experiment, job, space, study, run), folder)
             run.text(study.table(), "trials.csv")
             run.text(_settings(experiment, space, study), "tuned.toml")

@@ -3,18 +3,18 @@
 import io
 import json
 import re
-from importlib import resources
 from typing import Any
 
 import numpy as np
 import pytest
 from bokeh.models import Plot
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from distspec.results.figures.kit import COLORS, embed
 from distspec.spectra import WaveGrid
 from distspec.stages.cluster.section import SCHEMA, content, figures, picture
+from distspec.stages.report.page import render_section
+from distspec.stages.stage import Section
 
 PIXELS, REGIONS = 200, 20
 GRID = WaveGrid("log", 4_000.0, 1e-3, PIXELS)
@@ -84,27 +84,22 @@ def make_facts(**changes: Any) -> dict[str, Any]:
     return plain
 
 
-def render(facts: dict[str, Any] | None) -> str:
-    """Render the fragment as the page does."""
-    from distspec.stages.report.stage import _number, _percent
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "count": "{:,}".format, "percent": _percent}
-    template = environment.from_string((resources.files("distspec.stages") / "cluster/section.html.jinja").read_text("utf-8"))
-    if facts is None:
-        return template.render(clustered=None, places={}, colors=COLORS)
-    _, places = embed(figures(facts))
+def render(facts: dict[str, Any]) -> str:
+    """Render the section as the page does."""
+    shown = figures(facts)
+    script, places = embed(shown)
+    assert script or not shown
     # A figure that is drawn and not asked for, or the reverse, is an error.
-    asked: list[str] = []
+    asked: set[str] = set()
 
     class Places(dict[str, Markup]):
         def __getitem__(self, name: str) -> Markup:
-            asked.append(name)
+            asked.add(name)
             return super().__getitem__(name)
 
-    marked = Places({name: Markup(place) for name, place in places.items()})
-    page = template.render(clustered=content(facts), places=marked, colors=COLORS)
-    assert sorted(asked) == sorted(places)
+    section = Section("clusters", "cluster", "cluster/section.html.jinja", {"clustered": content(facts)}, shown)
+    page = render_section(section, Places({name: Markup(place) for name, place in places.items()}))
+    assert asked == set(places)
     return page
 
 
@@ -292,10 +287,6 @@ def test_little_is_known_of_little(frame: str) -> None:
     assert "No cluster was found." in words(render(none)) and figures(none) == {}
     for told in (facts, none):
         picture(told).savefig(io.BytesIO(), format="png")
-
-
-def test_nothing_is_shown_where_nothing_was_clustered() -> None:
-    assert render(None).strip() == ""
 
 
 def test_the_picture_shows_all_clusters_and_the_scan() -> None:

@@ -2,13 +2,11 @@
 
 import json
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from distspec.config import Compare
@@ -18,6 +16,8 @@ from distspec.results.scores import Scores
 from distspec.stages.compare.bias import find_groups, measure_bias
 from distspec.stages.compare.errors import measure_residuals
 from distspec.stages.compare.section import about, between, content, figures
+from distspec.stages.report.page import render_section
+from distspec.stages.stage import Section
 from distspec.statistics.overlap import ASSUMPTION, curve, estimate
 from tests.support.surveys import make_layer, make_survey
 
@@ -65,17 +65,11 @@ def made(folder: Path, lists: dict[str, np.ndarray], *, errors: bool = True, pla
     return json.loads(json.dumps(facts, allow_nan=False))
 
 
-def render(facts: dict[str, Any] | None) -> str:
-    """Render the fragment as the page does."""
-    from distspec.stages.report.stage import _number, _percent
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "count": "{:,}".format, "percent": _percent}
-    text = (resources.files("distspec.stages") / "compare/section.html.jinja").read_text("utf-8")
-    if facts is None:
-        return environment.from_string(text).render(compared=None, places={})
-    script, places = embed(figures(facts))
-    assert script
+def render(facts: dict[str, Any]) -> str:
+    """Render the section as the page does."""
+    shown = figures(facts)
+    script, places = embed(shown)
+    assert script or not shown
     # A figure that is drawn and not asked for, or the reverse, is an error.
     asked: set[str] = set()
 
@@ -84,8 +78,8 @@ def render(facts: dict[str, Any] | None) -> str:
             asked.add(name)
             return super().__getitem__(name)
 
-    marked = Places({name: Markup(place) for name, place in places.items()})
-    page = environment.from_string(text).render(compared=content(facts), places=marked)
+    section = Section("compare", "compare", "compare/section.html.jinja", {"compared": content(facts)}, shown)
+    page = render_section(section, Places({name: Markup(place) for name, place in places.items()}))
     assert asked == set(places)
     return page
 
@@ -162,10 +156,6 @@ def test_what_a_name_holds_is_escaped(tmp_path: Path) -> None:
     page = render(facts)
     assert "<script>" not in page and "<b>&" not in page
     assert "file &lt;b&gt;&amp;" in page and "&lt;script&gt;" in page
-
-
-def test_nothing_is_shown_where_nothing_was_compared() -> None:
-    assert render(None).strip() == ""
 
 
 @pytest.mark.parametrize(

@@ -3,42 +3,33 @@
 import copy
 import json
 import re
-from importlib import resources
 from typing import Any
 
 import pytest
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from distspec.config import Experiment
 from distspec.pipeline import Products
 from distspec.results.figures.kit import embed
 from distspec.stages.evaluate.section import content, figures
+from distspec.stages.report.page import render_section
+from distspec.stages.stage import Section
 
 
 @pytest.fixture
 def facts(whole: tuple[Experiment, Products]) -> dict[str, Any]:
     """Of the whole run: ten scores and a detector, two kinds in a few hosts."""
-    evaluated = whole[1].evaluated
+    evaluated = whole[1].evaluation
     assert evaluated is not None
     return copy.deepcopy(json.loads((evaluated.folder / "evaluation.json").read_text("utf-8")))
 
 
-def render(facts: dict[str, Any] | None) -> str:
-    """Render the fragment as the page does; give its text alone."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((resources.files("distspec.stages") / "evaluate/section.html.jinja").read_text("utf-8"))
-    if facts is None:
-        return template.render(evaluated=None, places={}, colors={})
-    places = {name: Markup(place) for name, place in embed(figures(facts))[1].items()}
-    from distspec.results.figures.kit import COLORS
-
-    page = template.render(evaluated=content(facts), places=places, colors=COLORS)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
-
-
-def test_nothing_is_said_where_nothing_was_measured() -> None:
-    assert render(None).strip() == ""
+def render(facts: dict[str, Any]) -> str:
+    """Render the section as the page does; give its text alone."""
+    shown = figures(facts)
+    places = {name: Markup(place) for name, place in embed(shown)[1].items()}
+    section = Section("evaluation", "Measured", "evaluate/section.html.jinja", {"evaluated": content(facts)}, shown)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", render_section(section, places)))
 
 
 def test_every_detector_and_kind_is_in_the_tables(facts: dict[str, Any]) -> None:

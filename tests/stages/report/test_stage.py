@@ -19,7 +19,6 @@ from distspec.explainers.baselines import Ordinary
 from distspec.explainers.build import build_explainer
 from distspec.models.autoencoders.dense import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
-from distspec.pipeline import Products
 from distspec.results.ascents import Ways
 from distspec.results.layout import (
     explain_layer,
@@ -34,8 +33,10 @@ from distspec.spectra import Spectra, Status, WaveGrid
 from distspec.spectra.lines.changes import changes
 from distspec.stages.explain.selection import Chosen
 from distspec.stages.explain.stage import ExplainWorker
+from distspec.stages.order import STAGES
 from distspec.stages.report.stage import report
 from distspec.stages.score.workers import Scorer
+from distspec.stages.stage import Job, Products
 from distspec.store import Layer, SpectraStore, StoreSpec, field_of
 
 HOSTILE = "<script>alert(1)</script>"
@@ -182,10 +183,17 @@ def _explain(experiment: Experiment, store: SpectraStore, scores: Layer, model_a
     return layer
 
 
+def page_of(
+    experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer, explanations: dict[str, Layer]
+) -> Path:
+    """Write the page of these products."""
+    return report(Job(experiment, Products(store, checkpoint, scores, explanations=explanations), STAGES))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     made = _make(tmp_path_factory.mktemp("rest"), "rest")
-    report(*made)
+    page_of(*made)
     return made
 
 
@@ -315,7 +323,7 @@ def test_nothing_else_is_left_in_the_folder(made: Made) -> None:
 
 def test_an_observed_frame_moves_windows_and_lines(tmp_path: Path) -> None:
     made = _make(tmp_path, "observed")
-    page = report(*made).read_text("utf-8")
+    page = page_of(*made).read_text("utf-8")
     assert "Observed wavelength in vacuum" in page
     assert re.search(r"extreme-lines</th><td[^>]*>10/10</td><td[^>]*>10/10", page)
 
@@ -323,7 +331,7 @@ def test_an_observed_frame_moves_windows_and_lines(tmp_path: Path) -> None:
 def test_a_real_survey_has_no_truth_section(tmp_path: Path) -> None:
     source = ("ingest.source.kind=sdss", f'ingest.source.path="{tmp_path}"', "ingest.prepare.dust.kind=none")
     made = _make(tmp_path, "rest", truth=False, overrides=source)
-    page = report(*made).read_text("utf-8")
+    page = page_of(*made).read_text("utf-8")
     assert 'id="truth"' not in page
     assert "300 files: 296 with" in " ".join(page.split())
     assert "skyserver.sdss.org" in page
@@ -331,7 +339,7 @@ def test_a_real_survey_has_no_truth_section(tmp_path: Path) -> None:
 
 def test_a_survey_without_a_usable_spectrum_still_gets_its_page(tmp_path: Path) -> None:
     made = _make(tmp_path, "rest", usable=False)
-    page = report(*made).read_text("utf-8")
+    page = page_of(*made).read_text("utf-8")
     assert "No spectrum was scored." in page
     assert "… and 500 more." in page
     assert len(table_path(made[0]).read_text("utf-8").splitlines()) == 1
@@ -340,7 +348,7 @@ def test_a_survey_without_a_usable_spectrum_still_gets_its_page(tmp_path: Path) 
 def test_without_an_explanation_the_card_says_so(made: Made, tmp_path: Path) -> None:
     experiment, store, checkpoint, scores, _ = made
     moved = experiment.model_copy(update={"output": str(tmp_path)})
-    page = report(moved, store, checkpoint, scores, {}).read_text("utf-8")
+    page = page_of(moved, store, checkpoint, scores, {}).read_text("utf-8")
     assert page.count("This spectrum was not explained") == 3
 
 
@@ -348,7 +356,7 @@ def test_another_score_falls_back_on_the_explanation_there_is(made: Made, tmp_pa
     experiment, store, checkpoint, scores, explanations = made
     settings = experiment.report.model_copy(update={"score": "chi2"})
     moved = experiment.model_copy(update={"output": str(tmp_path), "report": settings})
-    page = report(moved, store, checkpoint, scores, explanations).read_text("utf-8")
+    page = page_of(moved, store, checkpoint, scores, explanations).read_text("utf-8")
     assert "<b>lime</b>, of the score mse: the heaviest region" in page
     assert "Top anomalies by chi2" in page
 
@@ -362,7 +370,7 @@ def test_a_list_of_spectra_is_shown_in_the_place_of_the_top(made: Made, tmp_path
     changes = {"ids": "mine.txt", "ascent": None}
     settings = experiment.explain.model_copy(update=changes)
     moved = experiment.model_copy(update={"output": str(tmp_path), "explain": settings})
-    page = report(moved, store, checkpoint, scores, {"lime": listed}).read_text("utf-8")
+    page = page_of(moved, store, checkpoint, scores, {"lime": listed}).read_text("utf-8")
     assert "Spectra of a list, by mse" in page
     assert re.findall(r'<span class="rank">#(\d+)</span>', page) == ["3", "6"]
     with open(table_path(moved), encoding="utf-8", newline="") as stream:
@@ -373,13 +381,13 @@ def test_an_unknown_score_is_refused_by_name(made: Made) -> None:
     experiment = made[0]
     wrong = experiment.model_copy(update={"report": experiment.report.model_copy(update={"score": "entropy"})})
     with pytest.raises(ConfigError, match=r"'entropy'; there are mse, .*chi2"):
-        report(wrong, *made[1:])
+        page_of(wrong, *made[1:])
 
 
 def test_another_models_scores_are_refused(made: Made) -> None:
     experiment, store, checkpoint, scores, explanations = made
     with pytest.raises(CheckpointError, match="was not made by model"):
-        report(experiment, store, replace(checkpoint, sha256="f" * 64), scores, explanations)
+        page_of(experiment, store, replace(checkpoint, sha256="f" * 64), scores, explanations)
 
 
 def test_a_failed_write_leaves_the_old_page(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +398,7 @@ def test_a_failed_write_leaves_the_old_page(made: Made, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(StoreError, match="No space left"):
-        report(*made)
+        page_of(*made)
     assert report_path(made[0]).read_bytes() == before
     assert not list(Path(made[0].output).glob(".*partial"))
 
@@ -404,7 +412,7 @@ def test_a_row_that_is_neither_scored_nor_set_aside_is_refused(made: Made) -> No
             values["chi2"] = np.where(np.arange(len(values["chi2"])) == 4, np.float32(np.nan), values["chi2"])
         lost.write(shard, values)
     with pytest.raises(ShardError, match=r"row 255 .* is not set aside but has no score chi2") as caught:
-        report(experiment, store, checkpoint, lost, explanations)
+        page_of(experiment, store, checkpoint, lost, explanations)
     assert caught.value.rows == (251, 502)
 
 
@@ -413,7 +421,7 @@ def test_an_explanation_of_another_grid_is_refused(made: Made) -> None:
     layer = Layer(explanations["lime"]._group, explanations["lime"].name)
     layer.attributes["segment_of"] = [0, 1, 2]
     with pytest.raises(LayoutError, match="3 pixels; the store keeps 300"):
-        report(experiment, store, checkpoint, scores, {"lime": layer})
+        page_of(experiment, store, checkpoint, scores, {"lime": layer})
 
 
 # --- a model with all there is ---------------------------------------------------------------------------------------

@@ -1,15 +1,66 @@
-"""Figures of the report about all spectra: training curves and score distributions, as Bokeh models."""
+"""Its part of the page: every spectrum accounted for, and how scores are distributed."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
 import numpy as np
 from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d, Span
 from jaxtyping import Float64, Int64
 
+from distspec.config import METRICS, RECONSTRUCTION, Simulate, metric_scores
+from distspec.detectors.neural.scores import DENSITY
 from distspec.results.figures.kit import COLORS, panel
+from distspec.results.scores import Scores, listed, overlap, spread, top_list
+from distspec.stages.score.census import take_census
+from distspec.stages.stage import Job, Section
 from distspec.statistics.summaries import Histogram
 
-__all__ = ["linear_figure", "score_figure"]
+__all__ = ["linear_figure", "score_figure", "sections"]
+
+
+_TOP: Final = 0.01
+"""Share of the scored spectra in the lists whose threshold and overlap are shown."""
+
+_NAMED: Final = 100
+"""Spectra set aside that are listed by name; all are counted."""
+
+_BARS: Final = 60
+"""Of the distribution of a score on a linear axis."""
+
+_LOGARITHMIC: Final = {*RECONSTRUCTION, *(name for metric in METRICS for name in metric_scores(metric))}
+"""Scores that are positive and spread over decades."""
+
+
+def sections(job: Job) -> Iterator[Section]:
+    """Count what is scored and what is set aside; show how each score is distributed.
+
+    Raises:
+        ShardError: a spectrum is neither scored nor set aside, or both.
+    """
+    scores = job.all_scores
+    census = take_census(job.store, scores, _NAMED)
+    piece = "block" if isinstance(job.experiment.ingest.source, Simulate) else "file"
+    yield Section("counts", "Counts", "score/counts.html.jinja", {"census": census, "piece": piece})
+    distribution, figures = _distribution(scores, job.distributions, census.scored)
+    shown = {"distribution": distribution, "names": scores.names}
+    yield Section("scores", "Scores", "score/section.html.jinja", shown, figures)
+
+
+def _distribution(
+    scores: Scores, histograms: dict[str, Histogram], scored: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the top lists' thresholds and overlap, and the figures of the distributions."""
+    size = listed(scored, _TOP)
+    tops = {name: top_list(scores, name, size, histogram) for name, histogram in histograms.items()}
+    limits = {name: float(top.scores[-1]) if size else float("nan") for name, top in tops.items()}
+    figures = {}
+    for name, histogram in histograms.items():
+        if name in _LOGARITHMIC:
+            figures[f"score-{name}"] = score_figure(name, histogram, limits[name])
+        else:
+            title = f"{name} (−log p, nats)" if name == DENSITY else name
+            figures[f"score-{name}"] = linear_figure(title, *spread(scores, name, _BARS), limits[name])
+    return {"fraction": _TOP, "size": size, "overlap": overlap(tops).tolist()}, figures
 
 
 def score_figure(name: str, histogram: Histogram, threshold: float) -> Any:
