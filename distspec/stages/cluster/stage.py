@@ -20,7 +20,7 @@ from distspec.results import facts as on_disk
 from distspec.results.facts import Facts
 from distspec.results.layout import cluster_folder
 from distspec.results.lines import Diagnosed
-from distspec.results.scores import listed
+from distspec.results.scores import list_length
 from distspec.results.truth import segments_of
 from distspec.spectra.segments import edges_of, fold
 from distspec.stages.cluster.members import (
@@ -30,12 +30,12 @@ from distspec.stages.cluster.members import (
     mean_of,
     moved,
     number,
+    peaks,
     plain,
     planted,
-    spread,
+    quantiles,
     stacks,
 )
-from distspec.stages.cluster.peaks import peaks
 from distspec.stages.cluster.section import SCHEMA, content, figures, picture
 from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.statistics.clustering import EXACT, Clusters, components_for, leaning, normalized
@@ -198,7 +198,7 @@ def _listing(experiment: Experiment, store: SpectraStore, layer: Layer) -> _List
             f"none of {len(order)} spectra of score {score!r} is explained by {method}: nothing to cluster"
         )
     order, weights = order[known], weights[known]
-    taken = listed(len(order), experiment.cluster.fraction)
+    taken = list_length(len(order), experiment.cluster.fraction)
     rows = layer.read("row")[order[:taken]]
     size = np.abs(weights[:taken])
     heaviest = np.where(size.any(axis=1), (0.5 * (edges[:-1] + edges[1:]))[size.argmax(axis=1)], np.nan)
@@ -211,7 +211,14 @@ def _clustered(
     """Make the content of clusters.json and of members.csv."""
     settings = experiment.cluster
     vectors = normalized(listing.weights, settings.normalize, settings.signed)
-    found = find_clusters(vectors, settings, experiment.seed)
+    found = find_clusters(
+        vectors,
+        algorithm=settings.algorithm,
+        k=settings.k,
+        tried=settings.scan,
+        min_size=settings.min_size,
+        seed=experiment.seed,
+    )
     there = [name for name in _COLUMNS if name in store.column_names]
     columns: dict[str, Shaped[np.ndarray, "n"]] = {name: store.column(name, listing.rows) for name in there}
     ids = [str(value) for value in store.column("id", listing.rows)]
@@ -290,7 +297,7 @@ def _each(
                 "nearest": [_member(listing, found, ids, place) for place in nearest.tolist()],
                 "top": [_member(listing, found, ids, place) for place in members[:_LISTED].tolist()],
                 "properties": {
-                    name: spread(columns[name][members], axes[name]) | {"leaning": asdict(leans[name][label])}
+                    name: quantiles(columns[name][members], axes[name]) | {"leaning": asdict(leans[name][label])}
                     for name in axes
                 },
                 "classes": counts_of(columns["class"][members]) if "class" in columns else None,

@@ -34,7 +34,7 @@ from distspec.stages.evaluate.section import SCHEMA, content, figures, picture, 
 from distspec.stages.evaluate.workers import Job, Part, Plan, Planter
 from distspec.stages.stage import Job as StageJob
 from distspec.stages.stage import Products, Section, Stage, State, stage_run
-from distspec.statistics.ensembles import Survivors, rank_mean, rank_union
+from distspec.statistics.ensembles import SurvivalFunction, rank_mean, rank_union
 from distspec.statistics.holdout import held_out
 from distspec.statistics.recall import (
     ARTEFACTS,
@@ -374,7 +374,7 @@ def _with_ensembles(trials: Trials, joined: Sequence[str]) -> Trials:
     for name in joined:
         place = trials.detectors.index(name)
         own = trials.background[:, place]
-        survivors = Survivors.count(np.unique(own), own)
+        survivors = SurvivalFunction.count(np.unique(own), own)
         # What cannot be planted has no rank by any detector.
         planted = np.where(trials.possible, trials.scores[..., place], np.float32(np.nan))
         shares.append([survivors.shares(values.ravel()) for values in (planted, own)])
