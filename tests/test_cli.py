@@ -10,6 +10,7 @@ from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products
 from distspec.sources.simulation.survey import SimulatedSurvey
 from distspec.stages.train.accuracy import as_text
+from tests.support.processes import finished
 from tests.support.small import small
 from tests.support.survey_files import write_sdss
 
@@ -182,7 +183,7 @@ def test_help_answers_without_heavy_imports() -> None:
 def test_a_refusal_is_one_line_in_a_real_process_too(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "distspec", "run", "demo", "ingest.source={kind='sdss', path='none'}"]
     words += ["ingest.prepare.dust.kind=none", f"output={tmp_path / 'out'}"]
-    said = subprocess.run(words, capture_output=True, text=True, check=False)
+    said = finished(words)
     assert said.returncode == 2
     assert said.stderr.count("\n") == 1, said.stderr
     assert "Traceback" not in said.stderr

@@ -23,10 +23,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from distspec import cli, layout
+from distspec import cli
 from distspec.config import Experiment, digest, dump, load, presets
+from distspec.results import layout
 from distspec.store import Inventory, Layer, SpectraStore
-from tests.surveys import make_layer, make_survey, write_rows
+from tests.support.surveys import make_layer, make_survey, write_rows
 
 FROZEN = Path(__file__).parent / "frozen" / "names.json"
 

@@ -18,10 +18,11 @@ from pydantic import TypeAdapter
 from safetensors.torch import save
 from torch import nn
 
+from distspec import models
 from distspec.config import AnyDensity, Architecture, Sliced, Spline
 from distspec.errors import CheckpointError, ConfigError
 from distspec.files import read_json, read_tensors, write_folder
-from distspec.models.build import build_autoencoder, build_density
+from distspec.models import flows
 from distspec.models.flows.density import LatentDensity
 from distspec.spectra import WaveGrid
 
@@ -168,12 +169,12 @@ def _settings(text: dict[str, Any]) -> tuple[Architecture, WaveGrid, Sliced | Sp
 def _described(text: dict[str, Any]) -> tuple[nn.Module, LatentDensity | None]:
     """Make the networks that a description tells of, with weights that mean nothing yet."""
     settings, grid, density = _settings(text)
-    model = build_autoencoder(settings, grid, two_stage=bool(text["two_stage"]))
+    model = models.build(settings, grid, two_stage=bool(text["two_stage"]))
     if density is None:
         return model, None
     stated = text["density"]
     shape = {str(name): int(size) for name, size in stated["shape"].items()}
-    return model, build_density(density, shape, tuple(str(name) for name in stated["names"]))
+    return model, flows.build(density, shape, tuple(str(name) for name in stated["names"]))
 
 
 def _joined(model: nn.Module, density: nn.Module | None) -> dict[str, torch.Tensor]:

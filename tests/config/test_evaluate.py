@@ -1,8 +1,7 @@
 from typing import get_args
 
-from distspec.planting import KINDS
-
 from distspec.config.evaluate import PlantedKind
+from distspec.stages.evaluate.injection import KINDS
 
 
 def test_kinds_are_all_that_can_be_planted() -> None:

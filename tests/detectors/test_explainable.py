@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from distspec import models
 from distspec.config import Convolutional, Dense, Forest, Score, Sliced, Variational
 from distspec.detectors.classical.forest import UnsupervisedForest
 from distspec.detectors.explainable import Explainable
@@ -14,12 +15,13 @@ from distspec.detectors.neural.scores import ModelScores
 from distspec.errors import ConfigError
 from distspec.models.autoencoders.dense import TwoStage
 from distspec.models.autoencoders.ends import ends_of
-from distspec.models.build import build_autoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.models.flows.density import LatentDensity
 from distspec.models.flows.sliced import Sample, fit_sliced
 from distspec.spectra import Spectra, WaveGrid
 from distspec.spectra.perturbed import Mixture
+
+pytestmark = pytest.mark.numeric
 
 SETTINGS = Score(metrics=("mad", "lp"), batch=64)
 
@@ -45,7 +47,7 @@ def model_of(kind: str, grid: WaveGrid) -> Any:
         one, two = model_of("dense", grid), model_of("dense", grid)
         torch.nn.init.normal_(two.encoder[0].weight)  # another network, whose latents vary
         return TwoStage(one, two).eval()
-    model = build_autoencoder(settings[kind], grid)
+    model = models.build(settings[kind], grid)
     model.settle(torch.linspace(0.5, 1.5, grid.pixels))
     return model.eval()
 

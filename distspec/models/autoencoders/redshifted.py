@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from distspec.config import Redshifted
 from distspec.errors import CheckpointError, ConfigError
-from distspec.models.autoencoders.dense import Loss
+from distspec.models.autoencoders.dense import Loss, TwoStage
 from distspec.models.autoencoders.redshifted_losses import (
     annealed,
     augmented,
@@ -35,7 +35,7 @@ from distspec.models.autoencoders.redshifted_losses import (
 )
 from distspec.spectra import WaveGrid
 
-__all__ = ["RedshiftedAutoencoder", "load_spender"]
+__all__ = ["RedshiftedAutoencoder", "load_spender", "within_reach"]
 
 _SHORTEST = 56
 """Pixels that leave two positions after both poolings: the normalisation over positions needs a spread."""
@@ -291,6 +291,16 @@ def _chain(inputs: int, hidden: tuple[int, ...], outputs: int, activations: list
     for index, activation in enumerate(activations):
         layers += [nn.Linear(widths[index], widths[index + 1]), activation, nn.Identity()]
     return nn.Sequential(*layers)
+
+
+def within_reach(
+    model: nn.Module, ivar: Float[Tensor, "n pixels"], redshift: Float[Tensor, "n"] | None
+) -> Float[Tensor, "n pixels"]:
+    """Mask the pixels that a model says nothing of: those beyond the ends of a rest-frame model at the redshift."""
+    last = model.second if isinstance(model, TwoStage) else model
+    if isinstance(last, RedshiftedAutoencoder) and redshift is not None:
+        return torch.where(last.covers(redshift), ivar, 0.0)
+    return ivar
 
 
 def load_spender(path: str | Path, grid: WaveGrid, *, fit_amplitude: bool = False) -> RedshiftedAutoencoder:

@@ -22,6 +22,7 @@ from distspec.results.layout import cluster_folder
 from distspec.results.lines import Diagnosed
 from distspec.results.scores import list_length
 from distspec.results.truth import segments_of
+from distspec.runtime.threads import one_thread
 from distspec.spectra.segments import edges_of, fold
 from distspec.stages.cluster.members import (
     axis_of,
@@ -96,6 +97,7 @@ class ClusterStage(Stage):
             )
 
 
+@one_thread()
 def cluster(experiment: Experiment, store: SpectraStore, layer: Layer, lines: Layer | None = None) -> Facts:
     """Cluster the explanations of one score by one method; what is done is not done again.
 

@@ -22,6 +22,7 @@ from distspec.results import facts as on_disk
 from distspec.results.columns import Columns, kinds_of, properties_of
 from distspec.results.layout import compare_folder, ensemble_folder, ensemble_layer
 from distspec.results.scores import Scores, joined_scores, top_list
+from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_shards
 from distspec.stages.compare.bias import Groups, find_groups, measure_bias
 from distspec.stages.compare.errors import Residuals, measure_residuals
@@ -83,6 +84,7 @@ class CompareStage(Stage):
             )
 
 
+@one_thread()
 def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comparison:
     """Compare scores and join them to ensembles, or finish doing so.
 

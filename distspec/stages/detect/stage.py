@@ -14,9 +14,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from distspec.config import AnyDetector, Experiment
-from distspec.detectors.classical.saved import DETECTORS, load_detector, require_detector, save_detector
+from distspec.detectors import classical
+from distspec.detectors.classical.saved import load_detector, require_detector, save_detector
 from distspec.errors import ConfigError
 from distspec.results.layout import detect_layer, detector_folder
+from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_actors, map_shards
 from distspec.stages.detect.workers import DetectorScorer, Grower, Looker, Piece
 from distspec.stages.stage import Job, Products, Stage, State, stage_run
@@ -68,6 +70,7 @@ class DetectStage(Stage):
                 yield "scores", f"{made.store.path}/layers/{layer.name}"
 
 
+@one_thread()
 def detect(experiment: Experiment, store: SpectraStore) -> dict[str, Layer]:
     """Fit the detectors that the settings name and score the store with them, or finish doing so.
 
@@ -170,14 +173,14 @@ def _grow(
     if not wanted:
         return
     kept = limited(training, ~training, experiment.detect.sample, store.chunk_rows, experiment.seed)
-    items = [Piece(one, part) for one in wanted for part in range(DETECTORS[one.kind].parts(one))]
+    items = [Piece(one, part) for one in wanted for part in range(classical.class_of(one).parts(one))]
     arguments = (store.path, np.flatnonzero(kept & training), experiment.seed)
     grown = {}
     for piece, arrays in map_actors(Grower, arguments, items, experiment.runtime, "fit"):
         grown[piece] = arrays
     for one in wanted:
         parts = [grown[piece] for piece in items if piece.detector == one]
-        save_detector(DETECTORS[one.kind].assemble(one, store.grid, parts), folders[one.name], store.recipe)
+        save_detector(classical.build(one, store.grid, parts), folders[one.name], store.recipe)
 
 
 # --- scoring ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Int64
 
 from distspec.config import AnyDetector
 from distspec.detectors import Arrays
-from distspec.detectors.classical.saved import DETECTORS, load_detector
+from distspec.detectors.classical import class_of
+from distspec.detectors.classical.saved import load_detector
 from distspec.errors import ConfigError, ShardError
 from distspec.store import SpectraStore
 
@@ -34,7 +35,7 @@ class Grower:
         self._seed = seed
 
     def __call__(self, piece: Piece) -> tuple[Piece, Arrays]:
-        grow = DETECTORS[piece.detector.kind].grow
+        grow = class_of(piece.detector).grow
         try:
             return piece, grow(piece.detector, self._sample, self._seed, piece.part)
         except ConfigError as error:

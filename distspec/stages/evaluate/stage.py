@@ -28,6 +28,7 @@ from distspec.results.facts import Facts
 from distspec.results.layout import detector_folder, evaluation_folder, score_layer
 from distspec.results.scores import Scores, joined_scores, score_names
 from distspec.results.truth import has_truth
+from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_actors
 from distspec.stages.evaluate.injection import GRADED, KINDS, MOVED, describe
 from distspec.stages.evaluate.section import SCHEMA, content, figures, picture, truth_section
@@ -109,6 +110,7 @@ class EvaluateStage(Stage):
             )
 
 
+@one_thread()
 def evaluate(
     experiment: Experiment,
     store: SpectraStore,

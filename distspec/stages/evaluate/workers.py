@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
+from distspec import explainers
 from distspec.config import Ablation, AnyMethod, Experiment, Lime, Occlusion, Reconstructed
 from distspec.detectors.classical.pca import PcaDetector
 from distspec.detectors.classical.saved import load_detector
@@ -17,7 +18,6 @@ from distspec.detectors.explainable import Explainable
 from distspec.detectors.neural.scores import ModelScores
 from distspec.explainers import Explainer
 from distspec.explainers.baselines import Ordinary
-from distspec.explainers.build import build_explainer
 from distspec.models.checkpoint import Checkpoint
 from distspec.spectra import Spectra
 from distspec.spectra.segments import fold
@@ -187,7 +187,7 @@ class Planter:
         names = [name for name in experiment.explain.scores if name in own or name in detectors]
         found = []
         for method in experiment.explain.methods if names else ():
-            explainer = build_explainer(method, store.grid, experiment.seed, rest=store.frame == "rest")
+            explainer = explainers.build(method, store.grid, experiment.seed, rest=store.frame == "rest")
             if self._model is not None or not _asks_a_model(method):
                 found.append(self._asking(method, explainer, Explainable(names, self._model, detectors)))
         for name, (detector, _) in self._detectors.items():

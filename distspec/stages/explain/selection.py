@@ -12,10 +12,8 @@ from jaxtyping import Int64, Shaped
 
 from distspec.errors import ConfigError, DistspecWarning, SourceError
 from distspec.results.scores import Scores
-from distspec.sources.files.tables import read_table, require_table
 from distspec.statistics.summaries import TopK
 from distspec.store import SpectraStore
-from distspec.store.arrow import to_numpy
 
 __all__ = ["Chosen", "by_ids", "name_of", "top_lists", "top_rows"]
 
@@ -131,6 +129,10 @@ def _read_ids(path: str) -> Shaped[np.ndarray, "m"]:
             raise SourceError(f"explain.ids: {path} is no text of ids: {' '.join(str(error).split())}") from error
         found = np.array(lines, dtype=str)
     else:
+        # Imported here: workers, which need the rows alone, do without Arrow.
+        from distspec.sources.files.tables import read_table, require_table
+        from distspec.store.arrow import to_numpy
+
         require_table(path, "explain.ids")
         ids, missing = to_numpy(read_table(path, "id", ("id",))[0])
         found = ids[~missing].astype(str)

@@ -13,15 +13,16 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from distspec import explainers
 from distspec.config import AnyMethod, Ascent, Experiment, Imo
 from distspec.detectors.neural.scores import DENSITY
 from distspec.errors import ConfigError
 from distspec.explainers.baselines import Ordinary
-from distspec.explainers.build import build_explainer
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import ascent_layer, explain_layer, lines_layer
 from distspec.results.lines import Diagnosed
 from distspec.results.scores import Scores
+from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_actors
 from distspec.spectra.lines.tables import Indices, LineTable
 from distspec.stages.explain.selection import Chosen, by_ids, name_of, top_lists, top_rows
@@ -115,6 +116,7 @@ def _wants_ascents(job: Job) -> bool:
     return job.experiment.explain.ascent is not None and job.checkpoint.density is not None
 
 
+@one_thread()
 def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Scores) -> dict[str, Layer]:
     """Explain the top lists of the scores that the settings name, or a list of ids, or finish doing so.
 
@@ -187,7 +189,7 @@ def _layer_of(
 ) -> Layer:
     """Open the layer of a method, or make it empty."""
     names = list(experiment.explain.scores)
-    explainer = build_explainer(method, store.grid, experiment.seed, rest=store.frame == "rest")
+    explainer = explainers.build(method, store.grid, experiment.seed, rest=store.frame == "rest")
     fields: Fields = {"row": ("i8", ()), "rank": ("i8", (len(names),)), "reason": ("string", ())}
     fields |= explainer.fields(len(names))
     attributes = {
@@ -250,6 +252,7 @@ def _finish(
 # --- lines of what is explained --------------------------------------------------------------------------------------
 
 
+@one_thread()
 def measure_lines(
     experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Scores, explained: Layer
 ) -> Layer:
@@ -297,6 +300,7 @@ def _lines_name(experiment: Experiment, scores: Scores) -> str:
 # --- the way to higher probability -----------------------------------------------------------------------------------
 
 
+@one_thread()
 def follow(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer) -> Layer | None:
     """Follow the gradient of log p from the latents of the top lists, or of a list of ids, or finish doing so.
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from distspec import explainers
 from distspec.config import AnyMethod, Experiment
 from distspec.detectors import ClassicalDetector
 from distspec.detectors.explainable import Explainable
@@ -17,12 +18,9 @@ from distspec.errors import CheckpointError, DistspecError
 from distspec.explainers import Explainer, Explanation
 from distspec.explainers.ascent import ascend, growth
 from distspec.explainers.baselines import Ordinary
-from distspec.explainers.build import build_explainer
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import detector_folder
 from distspec.spectra import Spectra
-from distspec.spectra.lines.fits import measure
-from distspec.spectra.lines.tables import indices
 from distspec.stages.explain.selection import Chosen
 from distspec.store import SpectraStore
 
@@ -43,7 +41,7 @@ class ExplainWorker:
         self._methods, self._ordinary = methods, ordinary
         rest = self._store.frame == "rest"
         self._explainers = {
-            layer: build_explainer(method, self._store.grid, experiment.seed, rest=rest)
+            layer: explainers.build(method, self._store.grid, experiment.seed, rest=rest)
             for layer, method in methods.items()
         }
 
@@ -177,6 +175,10 @@ class LineWorker:
         self._layer = self._store.layer(layer)
 
     def __call__(self, item: tuple[str, int, Chosen]) -> int:
+        # Imported here: only this worker needs scipy.
+        from distspec.spectra.lines.fits import measure
+        from distspec.spectra.lines.tables import indices
+
         shard, rows = item[1], item[2].rows
         # As they were observed: what statistics of the sample filled in is no measurement. What the preparation patched
         # spectrum by spectrum, such as sky lines, is part of the store and counts as data here.

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from distspec import sources
 from distspec.config import Experiment, differences, digest
 from distspec.errors import ConfigError, DistspecWarning, LayoutError, SourceError
 from distspec.prepare.recipe import Recipe
 from distspec.results.layout import ledger_path, recipe_digest, store_digest, store_identity, store_path
+from distspec.runtime.threads import one_thread
 from distspec.runtime.tracking import Run
 from distspec.runtime.workers import connect, dask_scheduler, map_shards, workers_of
-from distspec.sources import Piece, Source, open_source
+from distspec.sources import Piece, Source
 from distspec.spectra import Status, first_reasons
 from distspec.stages.ingest.finish import duplicate_rows, statistics_of
 from distspec.stages.ingest.ledger import write_ledger
@@ -48,7 +50,7 @@ class IngestStage(Stage):
     def state(self, job: Job) -> State:
         """Count the shards that are written, and the files that the store does not know."""
         experiment, path = job.experiment, store_path(job.experiment)
-        source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
         if not SpectraStore.is_finished(path):
             files = len(source.files())
             return State(0, files, "files", "no store yet")
@@ -104,6 +106,7 @@ def _finished_store(experiment: Experiment) -> SpectraStore:
     return store
 
 
+@one_thread()
 def ingest(experiment: Experiment) -> SpectraStore:
     """Make, finish or extend the store of an experiment.
 
@@ -120,7 +123,7 @@ def ingest(experiment: Experiment) -> SpectraStore:
 
 
 def _ingest(experiment: Experiment) -> SpectraStore:
-    source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+    source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
     store = _known_store(experiment)
     try:
         listed = source.files()
@@ -224,7 +227,7 @@ def _fill(experiment: Experiment, store: SpectraStore) -> None:
         items = [(shard, rows.pieces(*store.base.bounds(shard))) for shard in store.pending()]
         for _ in map_shards(Ingester, (experiment, store.path), items, settings, "ingest"):
             pass
-        source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
         missing = source.missing()
         try:
             _finish(experiment, store)

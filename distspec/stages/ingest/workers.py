@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from distspec import sources
 from distspec.config import Experiment
 from distspec.errors import ConfigError, SourceError
 from distspec.prepare.recipe import Recipe
-from distspec.sources import Piece, Source, open_source
+from distspec.sources import Piece, Source
 from distspec.spectra import Columns, Spectra, Status
 from distspec.store import SpectraStore
 
@@ -41,7 +42,7 @@ class Counter:
     """Counts the wanted spectra of groups of files; lives in a worker."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self._source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        self._source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
 
     def __call__(self, names: list[str]) -> list[tuple[str, int]]:
         return counts_of(self._source, names)
@@ -51,7 +52,7 @@ class Ingester:
     """Reads, prepares and writes one shard; lives in a worker."""
 
     def __init__(self, experiment: Experiment, path: str) -> None:
-        self._source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        self._source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
         self._recipe = Recipe(experiment.ingest.prepare, self._source.grid)
         self._store = SpectraStore.open(path, write=True)
         self._fields = {

@@ -14,6 +14,7 @@ from distspec.config import Tracking, dump
 from distspec.errors import CheckpointError, ConfigError
 from distspec.files import write_file
 from distspec.results.layout import report_path, table_path
+from distspec.runtime.threads import one_thread
 from distspec.stages.report.cards import Ranked, cards_section, rank, ranked_csv, table_section
 from distspec.stages.report.page import page
 from distspec.stages.stage import Job, Products, Section, Stage, State
@@ -48,6 +49,7 @@ class ReportStage(Stage):
         return _sections(job, rank(job))
 
 
+@one_thread()
 def report(job: Job) -> Path:
     """Write the report and the ranked table of an experiment; each appears whole or not at all.
 

@@ -16,6 +16,7 @@ from distspec.errors import ShardError
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import score_layer
 from distspec.results.scores import score_names
+from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_shards
 from distspec.spectra import first_reasons
 from distspec.stages.score.section import sections
@@ -61,6 +62,7 @@ class ScoreStage(Stage):
         yield from sections(job)
 
 
+@one_thread()
 def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -> Layer:
     """Score a store with a model, or finish doing so.
 

@@ -7,7 +7,7 @@ workers. The sliced flow merges sums over workers; the spline flow averages grad
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,14 +16,15 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor, nn
 
 from distspec.config import Density, Sliced, Spline
-from distspec.models.flows.components import find_components
 from distspec.models.flows.density import Flow, Labelled, LatentDensity, classes_of, fit_classes
 from distspec.models.flows.sliced import Sample, fit_sliced
 from distspec.models.flows.sliced_flow import SlicedFlow
-from distspec.models.flows.spline_flow import SplineFlow
 from distspec.models.training.feed import Feed
 from distspec.models.training.group import Group
 from distspec.models.training.loop import Epoch, best_weights, fit, keep_state, newest_state
+
+if TYPE_CHECKING:
+    from distspec.models.flows.spline_flow import SplineFlow
 
 __all__ = ["PASSES", "Latents", "collect", "fit_density", "labels_of"]
 
@@ -123,6 +124,9 @@ def fit_density(
 
     relabel = settings.relabel and bool(settings.labels)
     if isinstance(settings, Sliced) and not settings.labels:
+        # Imported here, as the other flow is below: scikit-learn takes a second, and most trainings do without.
+        from distspec.models.flows.components import find_components
+
         first, held, count = find_components(
             training.values, validation.values, training.rows, settings.components, seed, group
         )
@@ -208,7 +212,7 @@ class _Batches:
 class _NegativeLogLikelihood(nn.Module):
     """The loss of a flow, as `training.fit` wants it."""
 
-    def __init__(self, flow: SplineFlow) -> None:
+    def __init__(self, flow: "SplineFlow") -> None:
         super().__init__()
         self.flow = flow
 
@@ -230,7 +234,9 @@ def _fit_spline(
     seed: int,
     group: Group,
     on_epoch: Callable[[Epoch], None],
-) -> tuple[SplineFlow, list[Epoch]]:
+) -> tuple["SplineFlow", list[Epoch]]:
+    from distspec.models.flows.spline_flow import SplineFlow
+
     values = training.values.double()
     torch.manual_seed(seed)
     flow = SplineFlow(settings, values.shape[1], classes).to(values.device)

@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float32
 from matplotlib.figure import Figure
 
+from distspec import models
 from distspec.config import Experiment, Train
 from distspec.errors import ConfigError, DistspecError, ShardError
-from distspec.models.build import build_autoencoder, within_reach
+from distspec.models.autoencoders.redshifted import within_reach
 from distspec.models.checkpoint import Checkpoint
 from distspec.models.flows.density import classes_of
 from distspec.models.training.feed import Feed
@@ -35,7 +36,7 @@ from distspec.stages.stage import Job as StageJob
 from distspec.stages.stage import Products, Section, Stage, State, stage_run
 from distspec.stages.train.accuracy import as_text
 from distspec.stages.train.section import sections
-from distspec.stages.train.workers import Job, phases_of, train_loop
+from distspec.stages.train.workers import Job, phases_of, train_loop, train_loop_of_worker
 from distspec.store import SpectraStore
 
 __all__ = ["TrainStage", "train"]
@@ -112,7 +113,7 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
     _require_columns(settings, store)
     _require_redshifts(settings, store)
     with torch.device("meta"):
-        build_autoencoder(settings.model, store.grid)  # what does not fit the grid is refused before Ray starts
+        models.build(settings.model, store.grid)  # what does not fit the grid is refused before Ray starts
     lineage = {"store": store.digest, "recipe": store.recipe}
     with stage_run(experiment, store, "train", folder.name, lineage, settings.workers) as run:
         state = Path(experiment.output) / "training" / folder.name
@@ -176,7 +177,7 @@ def _work(experiment: Experiment, store: SpectraStore, state: Path, run: Run) ->
     follower = threading.Thread(target=_follow, args=(state, settings, run, done), daemon=True)
     follower.start()
     trainer = ray.train.torch.TorchTrainer(
-        train_loop,
+        train_loop_of_worker if settings.workers else train_loop,
         train_loop_config={"job": Job(store.address, str(state.resolve()), settings, experiment.seed)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,

@@ -27,10 +27,10 @@ import torch
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from distspec import models
 from distspec.config import Experiment, Train, dump
 from distspec.errors import ConfigError, ShardError
 from distspec.files import write_file
-from distspec.models.build import build_autoencoder
 from distspec.models.training.feed import Feed
 from distspec.results.layout import tuned_path, tuning_folder
 from distspec.runtime.progress import progress
@@ -108,7 +108,7 @@ def _plan(experiment: Experiment, store: SpectraStore) -> _Plan:
     space = Space(settings, base, store.grid.pixels, int(feed.training.sum()))
     least = space(Least())
     with torch.device("meta"):
-        build_autoencoder(least.model, store.grid)  # what does not fit the grid is refused before Ray starts
+        models.build(least.model, store.grid)  # what does not fit the grid is refused before Ray starts
     folder = tuning_folder(experiment, least, store.digest)
     return _Plan(space, base, folder)
 

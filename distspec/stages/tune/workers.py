@@ -17,11 +17,12 @@ import ray.tune
 import torch
 from torch import Tensor
 
+from distspec import models
 from distspec.config import Train
 from distspec.errors import ConfigError, DistspecError
-from distspec.models.build import build_autoencoder
 from distspec.models.training.feed import Feed
 from distspec.models.training.loop import Epoch, Reconstruction, fit, newest_state
+from distspec.runtime.threads import one_thread
 from distspec.store import limit_threads
 
 _WORST = 1e300
@@ -47,9 +48,9 @@ class Job:
     limit: int | None
 
 
+@one_thread()
 def run_trial(config: dict[str, Any], job: Job) -> None:
     """Train with a trial's settings and report every epoch; a failure is a result too, so that the search learns."""
-    torch.set_num_threads(1)
     limit_threads(1)
     best = math.inf
 
@@ -72,7 +73,7 @@ def run_trial(config: dict[str, Any], job: Job) -> None:
 def _fit(settings: Train, job: Job, state: Path, report: Callable[[Epoch], None]) -> None:
     feed, mean = _spectra(job)
     torch.manual_seed(job.seed)
-    model = build_autoencoder(settings.model, feed.store.grid).to(feed.device)
+    model = models.build(settings.model, feed.store.grid).to(feed.device)
     model.settle(mean.to(feed.device))  # type: ignore[operator]
     for epoch in newest_state(state)[1]:
         report(epoch)

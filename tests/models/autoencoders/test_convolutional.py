@@ -11,6 +11,8 @@ from distspec.errors import ConfigError
 from distspec.models.autoencoders.convolutional import ConvolutionalAutoencoder
 from distspec.spectra import WaveGrid
 
+pytestmark = pytest.mark.numeric
+
 GRID = WaveGrid("linear", 4000.0, 5.0, 640)
 SMALL = WaveGrid("linear", 4000.0, 50.0, 64)
 

@@ -16,6 +16,8 @@ from distspec.models.autoencoders.redshifted import RedshiftedAutoencoder, load_
 from distspec.models.autoencoders.redshifted_losses import annealed, augmented, consistency, interpolated, similarity
 from distspec.spectra import WaveGrid
 
+pytestmark = pytest.mark.numeric
+
 SDSS = WaveGrid("log", 10**3.578, 1e-4, 3921)
 BOSS = WaveGrid("log", 10**3.549, 1e-4, 4686)
 DESI = WaveGrid("linear", 3600.0, 0.8, 7781)

@@ -11,6 +11,8 @@ from distspec.config import Variational
 from distspec.models.autoencoders.variational import VariationalAutoencoder, kl_divergence, mean_discrepancy
 from distspec.spectra import WaveGrid
 
+pytestmark = pytest.mark.numeric
+
 GRID = WaveGrid("linear", 4000.0, 50.0, 50)
 
 

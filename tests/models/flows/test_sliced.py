@@ -16,6 +16,9 @@ from distspec.config import Sliced
 from distspec.models.flows.sliced import Sample, fit_sliced
 from distspec.models.flows.sliced_flow import SlicedFlow
 from distspec.models.training.group import Alone, Group, Together
+from tests.support.processes import PATIENCE
+
+pytestmark = pytest.mark.numeric
 
 F64 = torch.float64
 
@@ -348,7 +351,7 @@ class Threads:
     """Workers that are threads of one process."""
 
     def __init__(self, workers: int) -> None:
-        self.barrier = threading.Barrier(workers, timeout=60)
+        self.barrier = threading.Barrier(workers, timeout=PATIENCE)
         self.slots: list[Tensor] = [torch.empty(0)] * workers
 
     def worker(self, rank: int) -> Group:

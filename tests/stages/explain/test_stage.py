@@ -8,13 +8,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from distspec import explainers
 from distspec.config import Experiment
 from distspec.detectors.explainable import Explainable
 from distspec.detectors.neural.scores import ModelScores
 from distspec.errors import DistspecError, DistspecWarning, LayoutError, ShardError
 from distspec.explainers.ascent import Path as Way
 from distspec.explainers.ascent import ascend, growth
-from distspec.explainers.build import build_explainer
 from distspec.explainers.lime import LimeExplainer
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products
@@ -55,7 +55,7 @@ def test_workers_explain_as_one_process_does(done: tuple[Experiment, Products]) 
     rows = layer.read("row")[:3]
     scores = Explainable(("mse", "chi2"), ModelScores(made.checkpoint, experiment.score))
     (method,) = experiment.explain.methods
-    local = build_explainer(method, made.store.grid, experiment.seed, rest=True)
+    local = explainers.build(method, made.store.grid, experiment.seed, rest=True)
     found = local.explain(scores, made.store.take(rows))
     np.testing.assert_allclose(layer.read("weights")[:3], found.weights, rtol=1e-3, atol=1e-4)
     for name, values in found.more.items():
@@ -188,7 +188,7 @@ def test_a_spectrum_that_fails_takes_no_other_with_it(
 
     (method,) = copied[0].explain.methods
     explainer = Failing(method, store.grid, 0)
-    monkeypatch.setattr("distspec.stages.explain.workers.build_explainer", lambda *_, **__: explainer)
+    monkeypatch.setattr("distspec.explainers.build", lambda *_, **__: explainer)
     path = Path(store.path).parent / "ids.txt"
     path.write_text("\n".join(store.column("id", usable).astype(str)))
     layer = explained_with(copied, ids=str(path))["lime"]

@@ -4,7 +4,6 @@ import csv
 import html
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from distspec import explainers
 from distspec.config import Dense, Experiment, load
 from distspec.detectors.neural.reconstruction import SCORES
 from distspec.errors import CheckpointError, ConfigError, LayoutError, ShardError, StoreError
 from distspec.explainers.baselines import Ordinary
-from distspec.explainers.build import build_explainer
 from distspec.models.autoencoders.dense import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.ascents import Ways
@@ -38,6 +37,7 @@ from distspec.stages.report.stage import report
 from distspec.stages.score.workers import Scorer
 from distspec.stages.stage import Job, Products
 from distspec.store import Layer, SpectraStore, StoreSpec, field_of
+from tests.support.processes import finished
 
 HOSTILE = "<script>alert(1)</script>"
 ROWS = 600
@@ -167,7 +167,7 @@ def _explain(experiment: Experiment, store: SpectraStore, scores: Layer, model_a
     values = scores.read("mse")
     rows = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")[::-1][:count].astype(np.int64)
     (method,) = experiment.explain.methods
-    explainer = build_explainer(method, GRID, experiment.seed, rest=True)
+    explainer = explainers.build(method, GRID, experiment.seed, rest=True)
     layer = store.create_layer(
         explain_layer(experiment, method, [scores]),
         {"row": ("i8", ()), "rank": ("i8", (1,)), "reason": ("string", ())} | explainer.fields(1),
@@ -238,7 +238,7 @@ def test_ids_keep_every_digit_in_a_browser(made: Made, table: list[dict[str, str
         pytest.skip("no Chromium to open the page with")
     words = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
     address = report_path(made[0]).as_uri()
-    shown = subprocess.run([browser, *words, address], capture_output=True, text=True, timeout=120, check=True).stdout
+    shown = finished([browser, *words, address]).stdout
     assert "bk-" in shown, "the page's scripts did not run"
     seen = " ".join(re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", shown, flags=re.DOTALL).split())
     for row in table[:10]:

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from distspec import models
 from distspec.config import Convolutional, Experiment
-from distspec.models.build import build_autoencoder
 from distspec.models.training.feed import Feed
 from distspec.models.training.group import ALONE
 from distspec.pipeline import Products
@@ -43,7 +43,7 @@ def test_the_table_is_what_numpy_says(whole: tuple[Experiment, Products]) -> Non
 def test_errors_of_a_convolutional_model_are_those_of_scaled_flux(whole: tuple[Experiment, Products]) -> None:
     experiment, made = whole
     torch.manual_seed(1)
-    model = build_autoencoder(Convolutional(channels=(4, 2)), made.store.grid).eval()
+    model = models.build(Convolutional(channels=(4, 2)), made.store.grid).eval()
     feed = Feed(made.store.path, experiment.train, experiment.seed)
     found = measure(model, feed, ALONE)
     spectra = made.store.take(np.flatnonzero(feed.validation))
