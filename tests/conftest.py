@@ -24,7 +24,7 @@ from distspec.models.autoencoders.dense import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products, run
 from distspec.spectra import Spectra, WaveGrid
-from distspec.store import SpectraStore
+from distspec.store import SpectraStore, StoreSpec
 from tests.support.small import small
 
 LIME = {"kind": "lime", "segments": {"kind": "uniform", "count": 20}}
@@ -115,22 +115,24 @@ def make_store(
     }
     store = SpectraStore.create(
         path,
-        grid=spectra.grid,
-        frame="rest",
-        rows=count,
-        shard_rows=shard_rows,
-        chunk_rows=chunk_rows,
-        columns={"id": ("i8", ()), "z": ("f8", ()), "status": ("i4", ())},
-        digest="store",
-        recipe="recipe",
-        settings={},
+        StoreSpec(
+            grid=spectra.grid,
+            frame="rest",
+            rows=count,
+            shard_rows=shard_rows,
+            chunk_rows=chunk_rows,
+            columns={"id": ("i8", ()), "z": ("f8", ()), "status": ("i4", ())},
+            digest="store",
+            recipe="recipe",
+            settings={},
+        ),
     )
     for shard in store.pending():
         rows = slice(*store.base.bounds(shard))
         store.write(shard, spectra[rows], {name: values[rows] for name, values in columns.items()})
     if look:
         store.freeze(None)
-        store.looked()
+        store.mark_finished()
     return store
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from distspec.errors import LayoutError
-from distspec.results.scores import Scores, distributions, listed, top_list
+from distspec.results.scores import Scores, distributions, list_length, top_list
 from distspec.spectra import WaveGrid
 from distspec.spectra.segments import edges_of, fold
 from distspec.statistics.summaries import Histogram
@@ -77,7 +77,7 @@ def recovery(
     kinds = store.column("anomaly")
     usable = np.concatenate([store.status(*store.base.bounds(shard)) == 0 for shard in range(store.shards)])
     names = [str(kind) for kind in np.unique(kinds[kinds != ""])]
-    size = listed(int(usable.sum()), fraction)
+    size = list_length(int(usable.sum()), fraction)
     found = {}
     for score in scores.names:
         top = kinds[top_list(scores, score, size, histograms[score]).rows]

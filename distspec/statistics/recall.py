@@ -25,7 +25,7 @@ __all__ = [
     "half_found",
     "host_means",
     "interval",
-    "listed",
+    "list_length",
     "pointed",
     "resampled",
     "rising",
@@ -55,11 +55,11 @@ Counts = Float64[np.ndarray, "replicates hosts"]
 Means = Float64[np.ndarray, "replicates kinds strengths detectors"]
 
 
-def listed(background: int, level: float) -> int:
+def list_length(background: int, level: float) -> int:
     """Give the length of the top list that holds this share of a survey; 0 where the survey is too small for one.
 
     Example:
-        >>> listed(1500, 0.001), listed(300, 0.01), listed(99, 0.01)
+        >>> list_length(1500, 0.001), list_length(300, 0.01), list_length(99, 0.01)
         (1, 3, 0)
     """
     # The product of a share and a whole number may lie a rounding error below a whole number.
@@ -75,7 +75,7 @@ def chosen_level(background: int, levels: Sequence[float]) -> float | None:
     """
     ordered = sorted(levels)
     upward = ordered[(len(ordered) - 1) // 2 :]
-    return next((level for level in upward if listed(background, level)), None)
+    return next((level for level in upward if list_length(background, level)), None)
 
 
 def above(
@@ -107,7 +107,7 @@ def found(
     Returns:
         NaN everywhere where the background is too small to have such a list.
     """
-    size = listed(len(background), level)
+    size = list_length(len(background), level)
     if not size:
         return np.full(planted.shape, np.nan)
     last = np.partition(background, len(background) - size, axis=0)[len(background) - size]
@@ -283,7 +283,7 @@ def summarize(trials: Trials, groups: Groups, levels: Sequence[float], counts: C
             results[detector][name] = {"recall": curves, "auc": auc, "half": half[place][index] or [None] * 3}
     judged = means["auc" if level is None else f"{level:g}"][:, len(trials.kinds) :, trials.reference]
     best = {group: _best(trials.detectors, judged[:, place]) for place, group in enumerate(groups)}
-    lists = {f"{one:g}": listed(size, one) or None for one in levels}
+    lists = {f"{one:g}": list_length(size, one) or None for one in levels}
     return {"listed": lists, "level": level, "results": results, "best": best}
 
 

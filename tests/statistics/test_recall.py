@@ -17,7 +17,7 @@ from distspec.statistics.recall import (
     half_found,
     host_means,
     interval,
-    listed,
+    list_length,
     pointed,
     resampled,
     rising,
@@ -70,7 +70,7 @@ def test_a_list_shorter_than_one_spectrum_cannot_be_known() -> None:
 
 
 def test_rounding_errors_of_a_level_cost_no_place() -> None:
-    assert [listed(100, level) for level in (0.07, 0.29, 0.57, 0.58)] == [7, 29, 57, 58]
+    assert [list_length(100, level) for level in (0.07, 0.29, 0.57, 0.58)] == [7, 29, 57, 58]
 
 
 def test_tables_show_the_middle_level_if_so_many_spectra_allow_else_the_next() -> None:

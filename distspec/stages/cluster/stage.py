@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 from distspec.config import Cluster, Experiment
-from distspec.errors import ConfigError, StoreError
+from distspec.errors import ConfigError
 from distspec.files import csv_text
 from distspec.results import facts as on_disk
 from distspec.results.facts import Facts
 from distspec.results.layout import cluster_folder
 from distspec.results.lines import Diagnosed
-from distspec.results.scores import listed
+from distspec.results.scores import list_length
 from distspec.results.truth import segments_of
 from distspec.runtime.threads import one_thread
 from distspec.spectra.segments import edges_of, fold
@@ -31,12 +31,12 @@ from distspec.stages.cluster.members import (
     mean_of,
     moved,
     number,
+    peaks,
     plain,
     planted,
-    spread,
+    quantiles,
     stacks,
 )
-from distspec.stages.cluster.peaks import peaks
 from distspec.stages.cluster.section import SCHEMA, content, figures, picture
 from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.statistics.clustering import EXACT, Clusters, components_for, leaning, normalized
@@ -180,10 +180,7 @@ def _listing(experiment: Experiment, store: SpectraStore, layer: Layer) -> _List
         raise ConfigError(f"cluster.method is {method!r}; {layer.name} explains by {layer.attributes.get('method')!r}")
     if score not in scores:
         raise ConfigError(f"no explanations of score {score!r} to cluster; there are {', '.join(scores) or 'none'}")
-    if layer.pending():
-        raise StoreError(
-            f"{layer.name} lacks {len(layer.pending())} of {layer.shards} shards; run `distspec explain` to finish it"
-        )
+    layer.require_finished("run `distspec explain` to finish it")
     place = scores.index(score)
     ranks = layer.read("rank")[:, place].astype(np.int64)
     inside = np.flatnonzero(ranks >= 0)
@@ -203,7 +200,7 @@ def _listing(experiment: Experiment, store: SpectraStore, layer: Layer) -> _List
             f"none of {len(order)} spectra of score {score!r} is explained by {method}: nothing to cluster"
         )
     order, weights = order[known], weights[known]
-    taken = listed(len(order), experiment.cluster.fraction)
+    taken = list_length(len(order), experiment.cluster.fraction)
     rows = layer.read("row")[order[:taken]]
     size = np.abs(weights[:taken])
     heaviest = np.where(size.any(axis=1), (0.5 * (edges[:-1] + edges[1:]))[size.argmax(axis=1)], np.nan)
@@ -216,7 +213,14 @@ def _clustered(
     """Make the content of clusters.json and of members.csv."""
     settings = experiment.cluster
     vectors = normalized(listing.weights, settings.normalize, settings.signed)
-    found = find_clusters(vectors, settings, experiment.seed)
+    found = find_clusters(
+        vectors,
+        algorithm=settings.algorithm,
+        k=settings.k,
+        tried=settings.scan,
+        min_size=settings.min_size,
+        seed=experiment.seed,
+    )
     there = [name for name in _COLUMNS if name in store.column_names]
     columns: dict[str, Shaped[np.ndarray, "n"]] = {name: store.column(name, listing.rows) for name in there}
     ids = [str(value) for value in store.column("id", listing.rows)]
@@ -295,7 +299,7 @@ def _each(
                 "nearest": [_member(listing, found, ids, place) for place in nearest.tolist()],
                 "top": [_member(listing, found, ids, place) for place in members[:_LISTED].tolist()],
                 "properties": {
-                    name: spread(columns[name][members], axes[name]) | {"leaning": asdict(leans[name][label])}
+                    name: quantiles(columns[name][members], axes[name]) | {"leaning": asdict(leans[name][label])}
                     for name in axes
                 },
                 "classes": counts_of(columns["class"][members]) if "class" in columns else None,

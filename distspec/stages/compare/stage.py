@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from distspec.config import ENSEMBLES, Experiment
-from distspec.errors import ConfigError, ShardError, StoreError
+from distspec.errors import ConfigError, ShardError
 from distspec.files import csv_text, write_folder
 from distspec.results import facts as on_disk
 from distspec.results.columns import Columns, kinds_of, properties_of
@@ -29,7 +29,7 @@ from distspec.stages.compare.errors import Residuals, measure_residuals
 from distspec.stages.compare.section import content, figures
 from distspec.stages.compare.workers import EnsembleScorer
 from distspec.stages.stage import Comparison, Job, Products, Section, Stage, State, stage_run
-from distspec.statistics.ensembles import Survivors
+from distspec.statistics.ensembles import SurvivalFunction
 from distspec.statistics.overlap import ASSUMPTION, Joint, curve, estimate
 from distspec.statistics.summaries import Histogram
 from distspec.store import Layer, SpectraStore
@@ -161,11 +161,7 @@ def _chosen(experiment: Experiment, scores: Scores) -> Scores:
         )
     chosen = scores.only(names)
     for layer in chosen.layers:
-        if layer.pending():
-            raise StoreError(
-                f"{layer.name} lacks {len(layer.pending())} of {layer.shards} shards; run `distspec score` and "
-                "`distspec detect` to finish them"
-            )
+        layer.require_finished("run `distspec score` and `distspec detect` to finish them")
     return chosen
 
 
@@ -347,7 +343,7 @@ def _join(experiment: Experiment, store: SpectraStore, chosen: Scores, survey: _
     return layer
 
 
-def _distribution(chosen: Scores, name: str, survey: _Survey) -> Survivors:
+def _distribution(chosen: Scores, name: str, survey: _Survey) -> SurvivalFunction:
     """Count a score at its values: all of a small survey, else those of every so many-th spectrum and of the top."""
     total = survey.total
     step = 1 if total <= _EXACT else -(-total // _SAMPLE)
@@ -359,7 +355,7 @@ def _distribution(chosen: Scores, name: str, survey: _Survey) -> Survivors:
     if step > 1:
         sample.append(top_list(chosen, name, _TOP, survey.histograms[name]).scores)
     edges = np.unique(np.concatenate(sample))
-    counts = (Survivors.count(edges, np.sort(known)) for _, known in _known_values(chosen, name))
+    counts = (SurvivalFunction.count(edges, np.sort(known)) for _, known in _known_values(chosen, name))
     return reduce(add, counts)
 
 

@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from distspec.errors import StoreError
-from distspec.statistics.ensembles import Survivors, rank_mean, rank_union
+from distspec.statistics.ensembles import SurvivalFunction, rank_mean, rank_union
 from distspec.store import SpectraStore
 
 __all__ = ["EnsembleScorer"]
@@ -25,7 +25,7 @@ class EnsembleScorer:
         self._layers = {score: self._store.layer(place) for score, place in places.items()}
         with _opened(survivors) as arrays:
             self._survivors = {
-                score: Survivors(arrays[f"{score}.edges"], arrays[f"{score}.counts"]) for score in places
+                score: SurvivalFunction(arrays[f"{score}.edges"], arrays[f"{score}.counts"]) for score in places
             }
 
     def __call__(self, shard: int) -> int:

@@ -20,7 +20,7 @@ from jaxtyping import Float32, Int64
 from distspec.config import ENSEMBLES, Experiment
 from distspec.detectors.classical.saved import require_detector
 from distspec.detectors.neural.scores import names_of
-from distspec.errors import CheckpointError, ConfigError, LayoutError, StoreError
+from distspec.errors import CheckpointError, ConfigError, LayoutError
 from distspec.files import csv_text, write_file
 from distspec.models.checkpoint import Checkpoint
 from distspec.results import facts as on_disk
@@ -35,7 +35,7 @@ from distspec.stages.evaluate.section import SCHEMA, content, figures, picture, 
 from distspec.stages.evaluate.workers import Job, Part, Plan, Planter
 from distspec.stages.stage import Job as StageJob
 from distspec.stages.stage import Products, Section, Stage, State, stage_run
-from distspec.statistics.ensembles import Survivors, rank_mean, rank_union
+from distspec.statistics.ensembles import SurvivalFunction, rank_mean, rank_union
 from distspec.statistics.holdout import held_out
 from distspec.statistics.recall import (
     ARTEFACTS,
@@ -214,11 +214,7 @@ def _layers(
         if one.name in detected:
             require_detector(detector_folder(experiment, one, store.digest), store.grid, store.recipe)
     for layer in layers:
-        if layer.pending():
-            raise StoreError(
-                f"{layer.name} lacks {len(layer.pending())} of {layer.shards} shards; run `distspec score` and "
-                "`distspec detect` to finish them"
-            )
+        layer.require_finished("run `distspec score` and `distspec detect` to finish them")
     return layers
 
 
@@ -380,7 +376,7 @@ def _with_ensembles(trials: Trials, joined: Sequence[str]) -> Trials:
     for name in joined:
         place = trials.detectors.index(name)
         own = trials.background[:, place]
-        survivors = Survivors.count(np.unique(own), own)
+        survivors = SurvivalFunction.count(np.unique(own), own)
         # What cannot be planted has no rank by any detector.
         planted = np.where(trials.possible, trials.scores[..., place], np.float32(np.nan))
         shares.append([survivors.shares(values.ravel()) for values in (planted, own)])

@@ -29,9 +29,9 @@ from distspec.stages.ingest.row_plan import Rows, new_files, require_rows
 from distspec.stages.ingest.sample import check as check_sample
 from distspec.stages.ingest.section import section
 from distspec.stages.ingest.values import join_values, require_values
-from distspec.stages.ingest.workers import Counter, Ingester, Looker, counts_of
+from distspec.stages.ingest.workers import Counter, Finisher, Ingester, counts_of
 from distspec.stages.stage import Job, Products, Section, Stage, State
-from distspec.store import Fields, Inventory, SpectraStore, field_of
+from distspec.store import Fields, Inventory, SpectraStore, StoreSpec, field_of
 
 __all__ = ["IngestStage", "ingest"]
 
@@ -182,8 +182,7 @@ def _create(experiment: Experiment, source: Source, inventory: Inventory) -> Spe
     settings = experiment.ingest
     recipe = Recipe(settings.prepare, source.grid)
     resolved = settings.model_dump(mode="json", exclude_none=True)
-    return SpectraStore.create(
-        store_path(experiment),
+    spec = StoreSpec(
         grid=recipe.grid,
         frame=settings.prepare.frame,
         rows=inventory.rows,
@@ -195,6 +194,7 @@ def _create(experiment: Experiment, source: Source, inventory: Inventory) -> Spe
         settings=resolved | {"identity": store_identity(experiment), "catalog": _catalog_stamp(experiment)},
         inventory=inventory,
     )
+    return SpectraStore.create(store_path(experiment), spec)
 
 
 def _catalog_stamp(experiment: Experiment) -> list[int]:
@@ -230,7 +230,7 @@ def _fill(experiment: Experiment, store: SpectraStore) -> None:
         source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
         missing = source.missing()
         try:
-            _second_look(experiment, store)
+            _finish(experiment, store)
         except ConfigError as error:
             # Why so few are left is what the user needs to know now.
             lines = write_ledger(store, missing, ledger_path(experiment))
@@ -241,24 +241,24 @@ def _fill(experiment: Experiment, store: SpectraStore) -> None:
         run.metrics({f"set_aside_{reason.lower()}": count for reason, count in first_reasons(status).items()})
         run.text(repr(store), "store.txt")
         # Last: until now a run that was killed does all of this again.
-        store.looked()
+        store.mark_finished()
 
 
-def _second_look(experiment: Experiment, store: SpectraStore) -> None:
+def _finish(experiment: Experiment, store: SpectraStore) -> None:
     duplicates = np.zeros(0, np.int64)
     if experiment.ingest.prepare.cuts.duplicates:
         duplicates = duplicate_rows(store)
     if not store.is_frozen:
         scheduler, parallel = dask_scheduler(), workers_of(experiment.runtime, store.shards)
         store.freeze(statistics_of(experiment, store, duplicates, scheduler, parallel))
-    if store.statistics is not None or duplicates.size or store.has_look:
-        pending = store.look().pending()
+    if store.statistics is not None or duplicates.size or store.has_sample_layer:
+        pending = store.sample_layer().pending()
         cuts = [store.base.bounds(shard) for shard in pending]
         items = [
             (shard, duplicates[np.searchsorted(duplicates, start) : np.searchsorted(duplicates, stop)])
             for shard, (start, stop) in zip(pending, cuts, strict=True)
         ]
-        for _ in map_shards(Looker, (store.path,), items, experiment.runtime, "look"):
+        for _ in map_shards(Finisher, (store.path,), items, experiment.runtime, "look"):
             pass
     store.reload()
 

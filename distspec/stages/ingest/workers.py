@@ -21,7 +21,7 @@ from distspec.sources import Piece, Source
 from distspec.spectra import Columns, Spectra, Status
 from distspec.store import SpectraStore
 
-__all__ = ["Looker"]
+__all__ = ["Counter", "Finisher", "Ingester", "counts_of"]
 
 _BATCH = 512
 """Spectra prepared at a time; bounds memory whatever the size of files and shards."""
@@ -148,12 +148,12 @@ class Ingester:
         return spectra, prepared
 
 
-class Looker:
-    """Takes the second look at one shard after the other; lives in a worker."""
+class Finisher:
+    """Marks and scales the rows of one shard by what all rows told; lives in a worker."""
 
     def __init__(self, path: str) -> None:
         self._store = SpectraStore.open(path, write=True)
-        self._look = self._store.look()
+        self._layer = self._store.sample_layer()
 
     def __call__(self, item: tuple[int, Int64[np.ndarray, "m"]]) -> int:
         """Write the marks and factors of a shard; the item gives the shard and its rows that are duplicates."""
@@ -167,5 +167,5 @@ class Looker:
         if statistics is not None:
             factor = statistics.factor(self._store.read(shard, frozen=False))
             status = statistics.status(self._store.base.read("columns/snr", start, stop), status, factor)
-        self._look.write(shard, {"status": (status & ~base).astype(np.int32), "factor": factor})
+        self._layer.write(shard, {"status": (status & ~base).astype(np.int32), "factor": factor})
         return shard

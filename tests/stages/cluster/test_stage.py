@@ -15,7 +15,7 @@ from distspec.errors import CheckpointError, ConfigError, StoreError
 from distspec.spectra import Spectra, WaveGrid
 from distspec.stages.cluster import stage
 from distspec.stages.cluster.stage import cluster, clustered_of
-from distspec.store import Layer, SpectraStore, field_of
+from distspec.store import Layer, SpectraStore, StoreSpec, field_of
 from tests.conftest import make_spectra, make_store
 from tests.support.small import contents
 
@@ -335,21 +335,23 @@ def make_planted(folder: Path, rng: np.random.Generator, groups: np.ndarray, fra
     columns["snr"][1] = np.nan
     store = SpectraStore.create(
         folder / "store.zarr",
-        grid=grid,
-        frame=frame,
-        rows=count,
-        shard_rows=64,
-        chunk_rows=64,
-        columns={name: field_of(values) for name, values in columns.items()},
-        digest="planted",
-        recipe="recipe",
-        settings={},
+        StoreSpec(
+            grid=grid,
+            frame=frame,
+            rows=count,
+            shard_rows=64,
+            chunk_rows=64,
+            columns={name: field_of(values) for name, values in columns.items()},
+            digest="planted",
+            recipe="recipe",
+            settings={},
+        ),
     )
     for shard in store.pending():
         part = slice(*store.base.bounds(shard))
         store.write(shard, spectra[part], {name: values[part] for name, values in columns.items()})
     store.freeze(None)
-    store.looked()
+    store.mark_finished()
     return store
 
 

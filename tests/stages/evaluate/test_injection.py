@@ -271,7 +271,7 @@ def test_hosts_are_taken_before_the_statistics_of_the_sample(tmp_path: Path, rng
     store = make_store(tmp_path / "s.zarr", spectra, shard_rows=16, chunk_rows=8, look=False)
     one = Statistics.identity(120)
     store.freeze(Statistics(30, one.keep, np.full(120, 2, np.float32), one.median, one.scatter))
-    store.looked()
+    store.mark_finished()
     rows = np.array([20, 3])
     good = spectra.good[rows]
     np.testing.assert_array_equal(store.take(rows, frozen=False).flux, spectra.flux[rows])

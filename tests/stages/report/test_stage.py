@@ -36,7 +36,7 @@ from distspec.stages.order import STAGES
 from distspec.stages.report.stage import report
 from distspec.stages.score.workers import Scorer
 from distspec.stages.stage import Job, Products
-from distspec.store import Layer, SpectraStore, field_of
+from distspec.store import Layer, SpectraStore, StoreSpec, field_of
 from tests.support.processes import finished
 
 HOSTILE = "<script>alert(1)</script>"
@@ -122,15 +122,17 @@ def _make(folder: Path, frame: str, truth: bool = True, overrides: tuple[str, ..
     recipe = recipe_digest(experiment)
     store = SpectraStore.create(
         store_path(experiment),
-        grid=GRID,
-        frame=frame,
-        rows=ROWS,
-        shard_rows=SHARD,
-        chunk_rows=50,
-        columns={name: field_of(values) for name, values in columns.items()},
-        digest="0123456789ab",
-        recipe=recipe,
-        settings={},
+        StoreSpec(
+            grid=GRID,
+            frame=frame,
+            rows=ROWS,
+            shard_rows=SHARD,
+            chunk_rows=50,
+            columns={name: field_of(values) for name, values in columns.items()},
+            digest="0123456789ab",
+            recipe=recipe,
+            settings={},
+        ),
     )
     for shard in range(store.shards):
         part = slice(*store.base.bounds(shard))
