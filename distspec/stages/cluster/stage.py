@@ -21,8 +21,7 @@ other explanations, make another folder; the old one stays.
 
 In the code: what is clustered fits in memory, a number for each region of some thousand spectra; the spectra
 themselves are read in chunks. k-means and silhouettes stand in `statistics/clustering.py`, what members share in
-`members.py`, names of peaks in `peaks.py`. `clusters.json` is written last, so what there is of it is whole;
-`section.py` says what it holds.
+`members.py`. `clusters.json` is written last, so what there is of it is whole; `section.py` says what it holds.
 """
 
 import csv
