@@ -1,5 +1,6 @@
-"""Work of `distspec compare`, in a worker: the scores of a shard joined to ensembles by their ranks in the survey. Ensembles
-are scores like any other, in a layer of their own.
+"""Work of `distspec compare`, in a worker: the scores of a shard joined to ensembles by their ranks in the survey.
+
+Ensembles are scores like any other, in a layer of their own.
 """
 
 from typing import Any
