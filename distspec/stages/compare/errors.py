@@ -18,8 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from distspec.config import Errors
-from distspec.stages.train.accuracy import ROWS
-from distspec.statistics.summaries import Moments, Selection, TopK, quantile_ranks
+from distspec.statistics.summaries import TABLE_ROWS, Moments, Selection, TopK, quantile_ranks
 from distspec.store import Layer, SpectraStore
 
 __all__ = ["BINS", "LISTED", "MEASURES", "Residuals", "measure_residuals"]
@@ -181,7 +180,8 @@ def _statistics(
     share = (position - np.floor(position))[:, None]
     quantiles = found[::2] * (1 - share) + found[1::2] * share
     table = np.concatenate([[moments.mean, np.sqrt(moments.variance)], quantiles[:5]])
-    named = {row: dict(zip(MEASURES, values, strict=True)) for row, values in zip(ROWS, table.tolist(), strict=True)}
+    lines = zip(TABLE_ROWS, table.tolist(), strict=True)
+    named = {row: dict(zip(MEASURES, values, strict=True)) for row, values in lines}
     return named, quantiles[5:]
 
 

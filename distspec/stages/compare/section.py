@@ -19,8 +19,8 @@ from jaxtyping import Float64
 
 from distspec.results.figures.kit import COLORS, panel
 from distspec.stages.compare.errors import MEASURES
-from distspec.stages.train.accuracy import ROWS
 from distspec.statistics.overlap import overlap_moments
+from distspec.statistics.summaries import TABLE_ROWS
 
 __all__ = ["Cell", "Content", "content", "figures"]
 
@@ -94,7 +94,7 @@ class Content:
     groups: Sequence[Mapping[str, Any]]
     more: int
     panels: Mapping[str, Sequence[str]]
-    rows: Sequence[str] = ROWS
+    rows: Sequence[str] = TABLE_ROWS
     measures: Sequence[str] = MEASURES
 
 

@@ -18,11 +18,9 @@ from distspec.models.autoencoders.dense import TwoStage
 from distspec.models.autoencoders.redshifted import within_reach
 from distspec.models.training.feed import Feed
 from distspec.models.training.group import Group
+from distspec.statistics.summaries import TABLE_ROWS
 
-__all__ = ["ROWS", "Accuracy", "as_text", "measure"]
-
-ROWS = ("mean", "std", "min", "25 %", "50 %", "75 %", "max")
-"""Of the table, in their order."""
+__all__ = ["Accuracy", "as_text", "measure"]
 
 _BINS = 3
 """Parts of equal number by signal-to-noise ratio."""
@@ -130,7 +128,7 @@ def as_text(table: Mapping[str, Any]) -> str:
         return "no spectrum was kept for validation"
     lines = [f"errors of {table['spectra']} validation spectra, {table['unit']}; R² {table['r2']:.4f}"]
     lines.append(f"{'':6}{'MSE':>12}{'RMSE':>12}{'mean diff':>12}")
-    for name in ROWS:
+    for name in TABLE_ROWS:
         values = table["statistics"][name]
         lines.append(f"{name:6}" + "".join(f"{values[key]:12.3g}" for key in ("mse", "rmse", "difference")))
     for part in table["snr_bins"]:

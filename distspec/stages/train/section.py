@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.figures.kit import COLORS, panel, stacked
 from distspec.stages.stage import Section
-from distspec.stages.train.accuracy import ROWS
+from distspec.statistics.summaries import TABLE_ROWS
 
 __all__ = ["sections"]
 
@@ -26,7 +26,7 @@ def sections(checkpoint: Checkpoint, ranked_by: str) -> Iterator[Section]:
     model = {"title": "Model", "pairs": [*_model(checkpoint), ("Ranked by", ranked_by)]}
     yield Section("run", "What was run", "report/facts.html.jinja", model)
     trained = phases(checkpoint)
-    shown = {"phases": trained, "accuracy": checkpoint.facts.get("accuracy"), "accuracy_rows": ROWS}
+    shown = {"phases": trained, "accuracy": checkpoint.facts.get("accuracy"), "accuracy_rows": TABLE_ROWS}
     figures = {f"training-{phase.name}": training_figure(phase.epochs) for phase in trained}
     yield Section("training", "Training", "train/section.html.jinja", shown, figures)
     density = summarize_density(checkpoint)
