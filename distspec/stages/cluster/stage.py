@@ -1,8 +1,27 @@
 """`distspec cluster`: explanations -> groups of spectra that are odd for the same reason, and what is in each.
 
-What is clustered fits in memory, a number for each region of some thousand spectra; the spectra themselves are read
-in chunks. `clusters.json` is written last, so what there is of it is whole; `section.py`
-says what it holds.
+Spectra that are odd for the same reason have weights in the same places. The weights of each spectrum are divided by
+their length and grouped by k-means or HDBSCAN. Of each group it tells the mean and median spectrum, mean weights,
+where these peak, nearest members, lines, line-ratio classes, redshifts, S/N, and whether its members share an
+exposure or an observed wavelength, as artefacts do.
+
+    [cluster]
+    k = 8                # none takes that of the best mean silhouette
+    scan = [2, 23]       # of all k from the least to the largest
+    algorithm = "hdbscan"
+    min_size = 5         # of its clusters
+    method = "lime"      # none takes the first of explain.methods
+    score = "chi2"       # none takes the first of explain.scores
+
+A mean silhouette near 1 says that groups lie apart, one near 0 that they run into each other. `signed = true` keeps
+the signs of weights; the paper (Ortiz & Boquien) takes absolute values.
+
+The folder that is printed holds `members.csv`, which lists who is where, and `clusters.json`. Other settings, or
+other explanations, make another folder; the old one stays.
+
+In the code: what is clustered fits in memory, a number for each region of some thousand spectra; the spectra
+themselves are read in chunks. k-means and silhouettes stand in `statistics/clustering.py`, what members share in
+`members.py`. `clusters.json` is written last, so what there is of it is whole; `section.py` says what it holds.
 """
 
 from collections.abc import Iterator, Sequence

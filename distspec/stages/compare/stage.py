@@ -1,7 +1,33 @@
 """`distspec compare`: layers of scores -> how far they agree, what they lean towards, and ensembles of them.
 
-All is counted shard by shard, and what is kept has the size of its answer: lists, the values of their members, one
-count for each exposure. Ensembles are scores like any other, in a layer of their own.
+Every detector returns another list (Reis et al.). From the scores of the model and of the classical detectors, two or
+more of them, it makes
+
+- overlaps: how many spectra every two top lists (`compare.top`) share, and from it, by the exact hypergeometric
+  law, how many anomalies there are, with intervals: for every pair, for all together, and for lists of other
+  lengths (`compare.sizes`);
+- leanings: what each list prefers among S/N, redshift, magnitudes, plate, fibre and exposure, and groups that share an
+  exposure, as artefacts do;
+- ensembles: the scores `rank_mean` and `rank_union` over all that is compared, in a layer of their own;
+- errors: the tables of Sharma et al. for all scored spectra: errors, thirds by S/N, histograms, and lists beyond
+  `compare.errors.sigma` and `.rmse`.
+
+Settings that one would change first:
+
+    [compare]
+    scores = ["chi2", "density", "pca", "forest"]
+    top = 500
+    exposures = ["plate", "mjd"]
+
+None of `scores` takes chi2, mse, density and every classical detector that there is. `report.score=rank_mean` ranks
+the page by an ensemble; an ensemble says nothing of a single changed spectrum, so it cannot be explained.
+
+The folder that is printed holds `comparison.json`, and as tables overlaps.csv, errors.csv and groups.csv. A
+comparison belongs to its scores: after a store has grown, or a detector was added, it is made anew in another folder.
+
+In the code: all is counted shard by shard, and what is kept has the size of its answer: lists, the values of their
+members, one count for each exposure. The mathematics stands in `statistics/overlap.py`, `significance.py` and
+`ensembles.py`; `bias.py` and `errors.py` here read the store for it; ensembles are written by `workers.py`.
 """
 
 import io

@@ -1,7 +1,6 @@
-"""`distspec compare`: layers of scores -> how far they agree, what they lean towards, and ensembles of them.
+"""Work of `distspec compare`, in a worker: the scores of a shard joined to ensembles by their ranks in the survey.
 
-All is counted shard by shard, and what is kept has the size of its answer: lists, the values of their members, one
-count for each exposure. Ensembles are scores like any other, in a layer of their own.
+Ensembles are scores like any other, in a layer of their own.
 """
 
 from typing import Any

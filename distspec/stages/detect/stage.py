@@ -1,8 +1,38 @@
 """`distspec detect`: store -> classical detectors fitted, and a layer of scores for each.
 
-First every detector is grown on a sample, its parts side by side in Ray actors. Then come the looks over the survey,
-each one pass for all detectors that ask for one, whose summaries add up. Then one more pass scores with all of them.
-Rows of the validation set are scored, but nothing is fitted on them.
+Classical detectors need no trained network. As many as you like, also several of one kind under names of their own:
+
+    [[detect.detectors]]
+    kind = "pca"         # residuals of principal components, region by
+                         # region; keeps the region that decides
+
+    [[detect.detectors]]
+    kind = "forest"      # unsupervised random forest
+    synthetic = "chunks" # or "marginal", "uniform"
+
+    [[detect.detectors]]
+    kind = "isolation"   # isolation forest on the ranks of fluxes
+    name = "isolation_200"
+
+    [[detect.detectors]]
+    kind = "fisher"      # Fisher vectors on a Gaussian mixture; also the
+                         # mixture's own -log p, as fisher_mixture
+
+A detector's name is that of its score, which may be named in `report.score`, `explain.scores` and `compare.scores`.
+Higher = odder; NaN where a spectrum is set aside.
+
+Trees and mixtures are fitted on `detect.sample` spectra; moments, distributions and leaf counts add up over the whole
+survey, so that a forest gives the similarity to all spectra in time that grows with their number only. Nothing is
+fitted on the validation set.
+
+A detector that is fitted is not fitted again; it lies in `detectors/<name>-<digest>` of the output. After a store has
+grown it stays as it is, and only new spectra are scored. Other settings of a detector, another `detect.sample` or
+another `train.validation` fit another one beside it.
+
+In the code: first every detector is grown on the sample, its parts side by side in Ray actors (`workers.py`). Then
+come the looks over the survey, each one pass for all detectors that ask for one, whose summaries add up; an
+interrupted fit goes on after its last whole look. Then one more pass scores with all of them. Each detector is a file
+in `detectors/classical/`.
 """
 
 import shutil

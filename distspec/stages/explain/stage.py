@@ -1,8 +1,48 @@
-"""`distspec explain`: top rows and scores -> weights of wavelengths, and the way to higher probability, in Ray actors.
+"""`distspec explain`: top-ranked spectra -> the wavelengths that make them odd, lines, and the way to higher
+probability.
 
-Every method has one layer. Its rows are the spectra that are explained, those of the first score's top list first, so
-each layer has its own leading axis; the field `row` leads back to the store. A spectrum is explained for all scores at
-once, since one pass makes them all. A few spectra are one unit of work.
+It takes the top lists of `explain.scores`, by as many methods as you like. Each spectrum is explained for all scores
+at once, since one pass makes them all.
+
+    [explain]
+    scores = ["chi2", "pca"]
+    fraction = 0.01      # of the scored spectra, `limit` of them at most
+
+    [[explain.methods]]
+    kind = "lime"        # segments switched off at random, and a local
+    settle = 0.05        # linear model; no more samples when errors are 5 %
+                         # of the heaviest weight
+    segments = { kind = "uniform", count = 125 }     # or "slic", "lines"
+    perturbation = { kind = "reconstruction" }       # or scale, flat, mean,
+                                                     # same_shape, gaussians,
+                                                     # same
+    [[explain.methods]]
+    kind = "imo"         # Inverse Multiscale Occlusion: windows of the
+    like = "redshift"    # spectrum put into ordinary ones, at all scales;
+                         # ordinary ones of like redshift, or "class", "any"
+    windows = [1, 4, 16, 64, 256]
+
+The others are gradient, gradient_input, integrated_gradients, expected_gradients, ablation and occlusion; those with
+a gradient need scores of the network. `explain.ids=mine.txt` (an id a line, or a table with a column `id`) explains,
+follows and measures these spectra instead of the top lists.
+
+A positive weight raises the score. LIME gives each weight its standard error, R², and the floor that the score's own
+noise sets; IMO keeps every window size, and the report draws them all; gradients along a way tell by how much they
+miss what they should add up to. A spectrum that fails is recorded with the reason and takes no other with it.
+
+Emission lines (flux, equivalent width, velocity, broad components), Dn4000 and Hδ of all that is explained go to the
+layer `lines-...`, and the report says of each spectrum which lines or regions drive it and what the numbers suggest.
+Where the model has a density, the gradient of log p is followed from the latents of the top rows, too: the layer
+`ascent-...` keeps log p, latents, spectra decoded along the way, and what grows or fades (`explain.ascent`; `false`
+leaves it out).
+
+What is explained is not explained again; other settings of a method make another layer beside it.
+
+In the code: every method has one layer, `explain-...`. Its rows are the spectra that are explained, those of the
+first score's top list first, so each layer has its own leading axis; the field `row` leads back to the store. A few
+spectra are one unit of work, done in Ray actors (`workers.py`). Methods stand in `explainers/`. Where a network's
+first and last layers are linear, versions of a spectrum are scored without writing them out, to rounding the same
+(`detectors/neural/perturbed.py`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,10 +73,10 @@ from distspec.store import Fields, Layer, SpectraStore
 
 __all__ = [
     "ExplainStage",
+    "ascend",
     "ascents_of",
     "explain",
     "explanations_of",
-    "follow",
     "lines_of",
     "measure_lines",
     "ordinary_covariance",
@@ -87,7 +127,7 @@ class ExplainStage(Stage):
         experiment, store, checkpoint, table = job.experiment, job.store, job.checkpoint, job.table
         explanations = explain(experiment, store, checkpoint, table)
         lines = measure_lines(experiment, store, checkpoint, table, next(iter(explanations.values())))
-        ascents = follow(experiment, store, checkpoint, job.scores)
+        ascents = ascend(experiment, store, checkpoint, job.scores)
         return job.having(explanations=explanations, lines=lines, ascents=ascents)
 
     def told(self, made: Products) -> Iterator[tuple[str, str]]:
@@ -302,7 +342,7 @@ def _lines_name(experiment: Experiment, scores: Scores) -> str:
 
 
 @one_thread()
-def follow(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer) -> Layer | None:
+def ascend(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer) -> Layer | None:
     """Follow the gradient of log p from the latents of the top lists, or of a list of ids, or finish doing so.
 
     References:

@@ -1,9 +1,55 @@
 """`distspec ingest`: survey files -> store.
 
-The driver lists what there is, lets workers count what must be opened, and hands out shards; each worker reads the
-pieces of its shard, prepares them and writes the shard whole. Files that are new since an earlier ingest become a
-further part of the store. A file that cannot be read keeps its rows: they are set aside with the reason in the column
-`note`. When all rows are there, a second look settles what only all of them can tell.
+It reads the survey named by `ingest.source`, prepares every spectrum by the recipe `ingest.prepare`, and writes a
+store: flux, inverse variance, the survey's catalogue columns, and `status`, which says why a spectrum is set aside.
+Every spectrum keeps its row: spectra = used + set aside, always. `ledger.csv` in the output lists what is set aside
+and why, files included.
+
+    [ingest.source]
+    kind = "sdss"        # desi, lamost, table, specutils, simulate
+    path = "spectra"     # a file, a folder that is searched, a list (.txt),
+                         # a .tar or .zip, or a bucket: s3://...
+
+    [ingest.prepare]
+    frame = "rest"       # or "observed"
+    grid = { scale = "log", first = 3388.0, last = 8318.0, pixels = 1000 }
+    dust.kind = "column" # the survey's E(B-V); or "sfd", a map, or "none"
+    cuts = { z_max = 0.36, coverage_min = 0.6 }
+
+Sources. SDSS: `spec` files, lite or full, or plates (`spPlate` with `spZbest`), selected by a `specObj` or `spAll`
+catalogue. DESI: `coadd` or `spectra` files with `redrock`, by healpix or tile, by target class (`targets = ["LRG"]`)
+or catalogue. LAMOST: low resolution, as DR1, DR8 and DR10 lay it out. Tables: Parquet with a spectrum a row: flat,
+HATS or Multimodal Universe. `specutils`: whatever it reads, brought to one grid. A catalogue is narrowed by
+conditions: min, max, above, below, one_of, any_bits, no_bits, and `highest` with `limit`:
+
+    wanted.where = [{ column = "SN_MEDIAN_ALL", above = 4 }]
+
+A DESI `catalog` alone lends its redshifts; `wanted`, if only `wanted = {}`, limits the ingest to it. Wavelengths are
+vacuum: files that say otherwise, or do not say and could be either, are refused. Extinction is never taken as zero
+silently: survey files are refused until `ingest.prepare.dust` says how to correct it, if only `kind = "none"`.
+
+The recipe masks or patches sky lines, corrects Galactic extinction, shifts to the rest frame, rebins conserving flux
+and propagating variance, normalizes, sets a noise floor and cuts. What it takes over the whole sample
+(`ingest.prepare.sample`: mean spectrum, medians that fill gaps, wavelengths to drop, an S/N quantile) is computed
+once, frozen into the store, and applied to whatever is added later; another store takes it over by `sample.store`.
+Recipes of papers are presets: `distspec ingest pae ingest.source.kind=sdss ingest.source.path=spectra`.
+
+Files that appear later extend the store: run it again. Rows that are there are not touched, models stay, and
+`distspec score` scores what is new. A file that changed size is refused, an id that comes twice is set aside. A file
+that could not be read may be put right (or touched) and comes in with the next ingest; its old row stays, set aside.
+
+    distspec ingest sdss.toml --check    read the whole store and verify it
+    distspec ingest sdss.toml --mend     and take out what is damaged, so that
+                                         the next run makes it again
+
+The store may lie in a bucket: `ingest.store=s3://bucket/survey.zarr` (credentials from the environment; a bucket
+knows no lock, so run one ingest at a time). `[[ingest.values]]` joins tables of your own by id. A store belongs to
+its settings: with another recipe choose another `output`.
+
+In the code: the driver lists what there is (`row_plan.py`), lets workers count what must be opened, and hands out
+shards; each worker (`workers.py`) reads the pieces of its shard, prepares them and writes the shard whole. A file
+that cannot be read keeps its rows: they are set aside with the reason in the column `note`. When all rows are there,
+a second look settles what only all of them can tell (`finish.py`, `sample.py`).
 """
 
 import warnings

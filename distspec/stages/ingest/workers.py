@@ -1,9 +1,7 @@
-"""`distspec ingest`: survey files -> store.
+"""Work of `distspec ingest`, in workers: files counted; a shard read from the pieces of its files, prepared and written
+whole; and the second look at it, by what only all rows could tell.
 
-The driver lists what there is, lets workers count what must be opened, and hands out shards; each worker reads the
-pieces of its shard, prepares them and writes the shard whole. Files that are new since an earlier ingest become a
-further part of the store. A file that cannot be read keeps its rows: they are set aside with the reason in the column
-`note`. When all rows are there, a second look settles what only all of them can tell.
+A file that cannot be read keeps its rows: they are set aside with the reason in the column `note`.
 """
 
 from collections.abc import Iterator

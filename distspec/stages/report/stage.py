@@ -1,7 +1,24 @@
 """`distspec report`: everything -> one self-contained HTML page, and the ranked table as CSV.
 
-The page holds its own code and loads nothing, so it can be kept and sent as one file. All text that comes from survey
-files is escaped, and ids are text everywhere: a browser's numbers cannot hold them.
+`report.html` shows what was run, every spectrum accounted for, the training, how scores are distributed, how far
+detectors agree, the top spectra with their reconstructions, weights and lines, groups that are odd for the same
+reason, and what was measured on planted anomalies: whatever of it there is. `anomalies.csv` is the ranked table: ids,
+catalogue columns, all scores, and for each spectrum the heaviest region and what the numbers suggest.
+
+    [report]
+    score = "density"    # ranks the spectra: -log p. Any score, also a
+                         # detector's name, rank_mean or rank_union
+    spectra = 12         # shown with figures
+    table = 100          # rows of the table
+
+Both files are written anew by every call, in seconds; each appears whole or not at all. The page holds its own code
+and loads nothing, so it can be kept and sent as one file. Cells of the CSV that a spreadsheet would take for a
+formula are made harmless; text is quoted and numbers are not, and ids are text everywhere: a browser's numbers cannot
+hold them.
+
+In the code: `page.py` asks every stage for its sections and puts them into the frame `page.html.jinja`; it knows no
+stage. The report's own sections are the cards of the ranked spectra (`cards.py`), the table, and how all of it is
+made again. All text that comes from survey files is escaped.
 """
 
 from collections.abc import Iterator

@@ -22,7 +22,8 @@ from distspec.results.explanations import Explanations, RowExplanation
 from distspec.results.layout import ascent_layer, explain_layer
 from distspec.results.lines import LineResults
 from distspec.results.scores import Scores
-from distspec.stages.explain.stage import ascents_of, explain, explanations_of, follow, ordinary_covariance
+from distspec.stages.explain import stage as explain_stage
+from distspec.stages.explain.stage import ascents_of, explain, explanations_of, ordinary_covariance
 from distspec.store import Layer, SpectraStore
 from tests.support.small import contents, small
 
@@ -312,7 +313,9 @@ def test_only_unfinished_ways_are_made_again(whole: tuple[Experiment, Products])
     before = contents(folder)
     stamp = (folder / "arc/c/0/0").stat().st_mtime_ns
     (folder / "commits/c/1").unlink()
-    layer = follow(experiment, SpectraStore.open(made.store.path, write=True), made.checkpoint, made.scores)
+    layer = explain_stage.ascend(
+        experiment, SpectraStore.open(made.store.path, write=True), made.checkpoint, made.scores
+    )
     assert layer.pending() == []
     assert contents(folder) == before
     assert (folder / "arc/c/0/0").stat().st_mtime_ns == stamp
@@ -328,7 +331,7 @@ def test_without_a_density_or_when_told_so_nothing_is_followed(
     experiment, made = whole
     off = small(Path(experiment.output), explain={"ascent": False})
     assert off.explain.ascent is None
-    assert follow(off, made.store, made.checkpoint, made.scores) is None
+    assert explain_stage.ascend(off, made.store, made.checkpoint, made.scores) is None
     assert ascents_of(off, made.store, made.scores) is None
 
 
