@@ -18,7 +18,7 @@ from distspec.detectors.neural.scores import DENSITY, ModelScores
 from distspec.errors import ConfigError
 from distspec.models.autoencoders.ends import ends_of
 from distspec.spectra import Spectra
-from distspec.spectra.perturbed import Mixture
+from distspec.spectra.perturbed import PerturbedSpectra
 
 __all__ = ["Explainable"]
 
@@ -73,7 +73,7 @@ class Explainable:
                 columns[name] = details[id(detector)][name]
         return np.stack([columns[name] for name in self.names], axis=1).astype(np.float32)
 
-    def versions(self, mixture: Mixture) -> Callable[[int, int], Float32[np.ndarray, "m part k"]]:
+    def versions(self, mixture: PerturbedSpectra) -> Callable[[int, int], Float32[np.ndarray, "m part k"]]:
         """Give what scores versions `start` to `stop` of each of a mixture's spectra."""
         spread = mixture.base.ivar
         if len(spread) > 1 and (spread != spread[0]).any():
@@ -86,7 +86,7 @@ class Explainable:
         return score
 
     def _one(
-        self, mixture: Mixture, fast: MixedScores | None, which: int, start: int, stop: int
+        self, mixture: PerturbedSpectra, fast: MixedScores | None, which: int, start: int, stop: int
     ) -> Float32[np.ndarray, "part k"]:
         parts = [np.zeros((0, len(self.names)), np.float32)]
         for first in range(start, stop, _ROWS):
@@ -110,7 +110,7 @@ class Explainable:
         return found if np.isfinite(found).all() else None
 
     @torch.no_grad()
-    def _mixed(self, mixture: Mixture) -> MixedScores | None:
+    def _mixed(self, mixture: PerturbedSpectra) -> MixedScores | None:
         # With a classical detector the versions are written out anyway.
         if self._model is None or self._ends is None or self._own != self.names:
             return None

@@ -21,7 +21,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from distspec.config import Ablation, AnyMethod, Imo, Lime, Occlusion
 from distspec.spectra import Spectra, WaveGrid
-from distspec.spectra.perturbed import Mixture
+from distspec.spectra.perturbed import PerturbedSpectra
 
 __all__ = ["Explainer", "Explanation", "Fields", "Scores", "build"]
 
@@ -38,7 +38,7 @@ class Scores(Protocol):
         """Score spectra."""
         ...
 
-    def versions(self, mixture: Mixture) -> Callable[[int, int], Float32[np.ndarray, "m part k"]]:
+    def versions(self, mixture: PerturbedSpectra) -> Callable[[int, int], Float32[np.ndarray, "m part k"]]:
         """Give what scores versions `start` to `stop` of each of a mixture's spectra."""
         ...
 

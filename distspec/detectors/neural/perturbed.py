@@ -22,7 +22,7 @@ from distspec.config import Score
 from distspec.detectors.neural.reconstruction import reconstruction_scores
 from distspec.models.autoencoders.ends import Ends
 from distspec.models.flows.density import LatentDensity
-from distspec.spectra.perturbed import Mixture
+from distspec.spectra.perturbed import PerturbedSpectra
 
 __all__ = ["QUADRATIC", "Brought", "MixedScores"]
 
@@ -53,7 +53,7 @@ class Brought:
         ivar: Float32[Tensor, "pixels"],
         other: Float32[Tensor, "pixels"],
         away: Bool[Tensor, "pixels"],
-        mixture: Mixture,
+        mixture: PerturbedSpectra,
     ) -> None:
         self.flux, self.ivar, self.other, self.away, self.mixture = flux, ivar, other, away, mixture
         self.good = (ivar > 0).to(flux.dtype)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64, Shaped
 
 from distspec.config import Experiment
-from distspec.results.columns import kinds_of
+from distspec.results.columns import exposure_columns
 from distspec.results.truth import has_truth
 from distspec.spectra.lines.wavelengths import ABSORPTION, EMISSION
 from distspec.spectra.segments import run_around
@@ -193,7 +193,7 @@ def concentrations(
     """Test each cluster for members of one exposure or part of the instrument, and tell it of each."""
     used: dict[tuple[str, ...], Shaped[np.ndarray, "n"]] = {}
     parted: set[bytes] = set()
-    for columns in kinds_of(experiment.compare, store):
+    for columns in exposure_columns(experiment.compare, store):
         keys = _keys(store, columns, rows)
         names, first, place = np.unique(keys, return_index=True, return_inverse=True)
         # Numbered by first appearance, so that plates of one exposure each are not tested twice.

@@ -36,11 +36,11 @@ from distspec.config import Cluster, Experiment
 from distspec.errors import ConfigError
 from distspec.files import csv_text
 from distspec.results import facts as on_disk
+from distspec.results.explanations import region_of_pixel
 from distspec.results.facts import Facts
 from distspec.results.layout import cluster_folder
-from distspec.results.lines import Diagnosed
+from distspec.results.lines import LineResults
 from distspec.results.scores import list_length
-from distspec.results.truth import segments_of
 from distspec.runtime.threads import one_thread
 from distspec.spectra.segments import edges_of, fold
 from distspec.stages.cluster.members import (
@@ -204,7 +204,7 @@ def _listing(experiment: Experiment, store: SpectraStore, layer: Layer) -> _List
     ranks = layer.read("rank")[:, place].astype(np.int64)
     inside = np.flatnonzero(ranks >= 0)
     order = inside[np.argsort(ranks[inside], kind="stable")]
-    segment_of = segments_of(store.grid, layer)
+    segment_of = region_of_pixel(store.grid, layer)
     parts = [np.zeros((0, int(segment_of[-1]) + 1))]
     for shard in range(layer.shards):
         # Shard by shard: weights of all pixels are many, and those of other scores are not asked for.
@@ -340,7 +340,7 @@ def _tell_lines(
     lines: Layer,
 ) -> None:
     """Say in words what lines the members of each cluster have, and count their classes by line ratios."""
-    diagnosed = Diagnosed(store, lines)
+    diagnosed = LineResults(store, lines)
     region = np.searchsorted(listing.edges[1:-1], store.grid.wave, side="right")
     pixels = np.maximum(np.bincount(region, minlength=size.shape[1]), 1)
     for one in clusters:

@@ -45,7 +45,7 @@ from distspec.config import ENSEMBLES, Experiment
 from distspec.errors import ConfigError, ShardError
 from distspec.files import csv_text, write_folder
 from distspec.results import facts as on_disk
-from distspec.results.columns import Columns, kinds_of, properties_of
+from distspec.results.columns import Columns, exposure_columns, property_columns
 from distspec.results.layout import compare_folder, ensemble_folder, ensemble_layer
 from distspec.results.scores import Scores, joined_scores, top_list
 from distspec.runtime.threads import one_thread
@@ -124,7 +124,7 @@ def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comp
         ShardError: a spectrum has one score and lacks another.
     """
     chosen = _chosen(experiment, scores)
-    properties, kinds = properties_of(experiment.compare, store), kinds_of(experiment.compare, store)
+    properties, kinds = property_columns(experiment.compare, store), exposure_columns(experiment.compare, store)
     found = compared_of(experiment, store, scores)
     if found is not None and found.ensembles is not None:
         return found

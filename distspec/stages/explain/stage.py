@@ -60,11 +60,12 @@ from distspec.errors import ConfigError
 from distspec.explainers.baselines import Ordinary
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import ascent_layer, explain_layer, lines_layer
-from distspec.results.lines import Diagnosed
+from distspec.results.lines import LineResults
 from distspec.results.scores import Scores
 from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_actors
 from distspec.spectra.lines.tables import Indices, LineTable
+from distspec.stages.explain.section import content, figures
 from distspec.stages.explain.selection import Chosen, by_ids, name_of, top_lists, top_rows
 from distspec.stages.explain.workers import AscentWorker, ExplainWorker, LineWorker
 from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
@@ -143,9 +144,9 @@ class ExplainStage(Stage):
     def sections(self, job: Job) -> Iterator[Section]:
         """Show the lines of what is explained."""
         if job.have.lines is not None:
-            lines = Diagnosed(job.store, job.have.lines)
-            shown = {"lines": lines.content()}
-            yield Section("lines", "Lines", "explain/section.html.jinja", shown, lines.figures())
+            lines = LineResults(job.store, job.have.lines)
+            shown = {"lines": content(lines)}
+            yield Section("lines", "Lines", "explain/section.html.jinja", shown, figures(lines))
 
 
 def _is_whole(layer: Layer | None) -> bool:

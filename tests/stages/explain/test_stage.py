@@ -18,9 +18,9 @@ from distspec.explainers.ascent import ascend, growth
 from distspec.explainers.lime import LimeExplainer
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products
-from distspec.results.explanations import Explained, Explanation
+from distspec.results.explanations import Explanations, RowExplanation
 from distspec.results.layout import ascent_layer, explain_layer
-from distspec.results.lines import Diagnosed
+from distspec.results.lines import LineResults
 from distspec.results.scores import Scores
 from distspec.stages.explain import stage as explain_stage
 from distspec.stages.explain.stage import ascents_of, explain, explanations_of, ordinary_covariance
@@ -122,7 +122,7 @@ def test_every_method_explains_every_score(copied: tuple[Experiment, Products, S
         assert (weights.transpose(0, 2, 1)[~good] == 0).all()
     assert found["imo"].read("windows").shape == (len(rows), 2, 2, 240)
     # What is shown of a row: by how much integrated gradients miss the change of the score, and what windows say.
-    explained, layer = Explained(copied[2], found, "mse"), found["integrated_gradients"]
+    explained, layer = Explanations(copied[2], found, "mse"), found["integrated_gradients"]
     shown = {one.method: one for one in explained.all(int(rows[0]))}
     missing, total = layer.read("missing")[0, 0], layer.read("weights")[0, 0].sum(dtype=np.float64)
     assert shown["integrated_gradients"].missing == pytest.approx(abs(missing / (total - missing)), rel=1e-4)
@@ -201,7 +201,7 @@ def test_a_spectrum_that_fails_takes_no_other_with_it(
         monkeypatch.setattr(Failing, "_one", lambda *_: (_ for _ in ()).throw(RuntimeError("nothing works")))
         explained_with(copied, ids=str(path), fraction=0.5)
     # It is left out of what is shown.
-    explained = Explained(store, {"lime": layer}, "mse")
+    explained = Explanations(store, {"lime": layer}, "mse")
     assert explained.find(poison) is None
     assert explained.find(int(usable[0])) is not None
 
@@ -211,7 +211,7 @@ def test_a_region_counts_by_its_weight_and_not_by_its_width(done: tuple[Experime
     grid, row = made.store.grid, int(made.lines.read("row")[0])
     edges, weights = grid.edges[[0, 30, 40, 100, 200, 240]], np.array([0, 1, 0, 1, 0], np.float32)
     good = np.ones(grid.pixels, bool)
-    told = Diagnosed(made.store, made.lines).one(row, Explanation("lime", "mse", edges, weights), good, 0.1)
+    told = LineResults(made.store, made.lines).one(row, RowExplanation("lime", "mse", edges, weights), good, 0.1)
     assert (told.regions[0].low, told.regions[0].high) == pytest.approx((edges[1], edges[2]))
     assert told.regions[0].share == pytest.approx(0.5)
 

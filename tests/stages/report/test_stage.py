@@ -18,7 +18,7 @@ from distspec.errors import CheckpointError, ConfigError, LayoutError, ShardErro
 from distspec.explainers.baselines import Ordinary
 from distspec.models.autoencoders.dense import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
-from distspec.results.ascents import Ways
+from distspec.results.ascents import Ascents
 from distspec.results.layout import (
     explain_layer,
     model_folder,
@@ -440,7 +440,7 @@ def told(whole: tuple[Experiment, Products]) -> str:
 def test_a_card_tells_its_way_to_higher_probability(whole: tuple[Experiment, Products], told: str) -> None:
     experiment, made = whole
     page = made.report.read_text("utf-8")
-    ways = Ways(made.ascents)
+    ways = Ascents(made.ascents)
     scores = made.scores.read("density")
     best = np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")[: experiment.report.spectra]
     for row in best.tolist():
