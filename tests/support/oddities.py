@@ -37,7 +37,6 @@ O_III: Final = EMISSION["[O III] 5008"]
 _SEED: Final = 7
 _ROWS: Final = 8_192
 _HELD: Final = 0.15
-_CPU: Final = torch.device("cpu")
 
 # As fine as SDSS, 70 km/s: 1.17 Å at [O III] 5008, 1.52 Å at Hα.
 _GRID: Final = Grid(scale="log", first=4800.0, last=6800.0, pixels=1500)
@@ -124,7 +123,7 @@ def _trained(spectra: Spectra, folder: Path) -> Checkpoint:
     model = DenseAutoencoder(settings, spectra.grid)
     flux, ivar = feed.training
     model.settle(flux.sum(dim=0) / (ivar > 0).sum(dim=0))
-    fit(model, Reconstruction(model, "chi2"), feed, fitting, folder / "model", _SEED, _CPU)
+    fit(model, Reconstruction(model, "chi2"), feed, fitting, folder / "model", _SEED)
     model.eval()
     found = []
     with torch.no_grad():

@@ -305,7 +305,7 @@ def spoil(
 
 def step_factor(dice: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
     """Give what one arm is scaled by: 1.4-1.8, or the inverse."""
-    return np.where(dice < 0.5, 1.4 + 0.8 * dice, 1.0 / (1.0 + 0.8 * dice))
+    return np.asarray(np.where(dice < 0.5, 1.4 + 0.8 * dice, 1.0 / (1.0 + 0.8 * dice)))
 
 
 def spike(
@@ -356,7 +356,7 @@ def _spike_center(dice: Float64[np.ndarray, "n 4"], z: Float64[np.ndarray, "n"])
     low, high = np.maximum(3500.0 * (1.0 + z), 4000.0), np.minimum(8200.0 * (1.0 + z), 9000.0)
     center = low + (high - low) * dice[:, 0]
     # Recipes mask the strongest sky line; a spike under the mask would not be there to find.
-    return np.where(np.abs(center - 5577.5) < 20.0, center + 60.0, center)
+    return np.asarray(np.where(np.abs(center - 5577.5) < 20.0, center + 60.0, center))
 
 
 def _runaway_range(

@@ -109,7 +109,7 @@ def _autoencoder(job: Job, feed: Feed, device: torch.device, phases: dict[str, l
     first = models.build(settings.model, feed.store.grid).to(device)
     first.settle(feed.mean().to(device))  # type: ignore[operator]
     objective = Reconstruction(first, settings.loss)
-    phases["first"] = fit(first, objective, feed, settings, state / "first", job.random, device, _report)
+    phases["first"] = fit(first, objective, feed, settings, state / "first", job.random, _report)
     if settings.second is None:
         return first
     second = models.build(settings.model, feed.store.grid).to(device)
@@ -118,5 +118,5 @@ def _autoencoder(job: Job, feed: Feed, device: torch.device, phases: dict[str, l
     objective = Reconstruction(second, "mse", model)
     again = feed.with_batch(settings.second.batch)
     where, section = state / "second", "train.second"
-    phases["second"] = fit(second, objective, again, settings.second, where, job.random, device, _report, section)
+    phases["second"] = fit(second, objective, again, settings.second, where, job.random, _report, section)
     return model

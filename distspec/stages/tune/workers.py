@@ -77,7 +77,7 @@ def _fit(settings: Train, job: Job, state: Path, report: Callable[[Epoch], None]
     for epoch in newest_state(state)[1]:
         report(epoch)
     objective = Reconstruction(model, settings.loss)
-    fit(model, objective, feed.with_batch(settings.batch), settings, state, job.seed, feed.device, report, "tune")
+    fit(model, objective, feed.with_batch(settings.batch), settings, state, job.seed, report, "tune")
 
 
 @lru_cache(maxsize=1)
