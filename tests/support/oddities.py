@@ -24,7 +24,7 @@ from distspec.prepare.recipe import Recipe
 from distspec.sources.simulation.survey import SimulatedSurvey
 from distspec.spectra import LIGHT_SPEED, Spectra
 from distspec.spectra.lines.wavelengths import EMISSION
-from distspec.stages.evaluate.injection import plant
+from distspec.stages.evaluate.injection import inject
 from distspec.stages.train.density import Latents, fit_density
 
 __all__ = ["H_ALPHA", "O_III", "TRAINING", "Survey", "make_survey", "planted", "recipe", "scaled_arm", "two_peaks"]
@@ -173,7 +173,7 @@ def planted(
     found: list[Spectra] = []
     for number, kind in enumerate(kinds):
         own = slice(number * share, (number + 1) * share)
-        one = plant(kind, hosts[own], z[own], 1.0, _SEED, recipe())
+        one = inject(kind, hosts[own], z[own], 1.0, _SEED, recipe())
         possible = np.flatnonzero(one.possible)[:each]
         if len(possible) < each:
             raise ValueError(f"{kind} is possible in {len(possible)} of {share} hosts; expected {each}")

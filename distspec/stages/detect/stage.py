@@ -20,7 +20,7 @@ from distspec.errors import ConfigError
 from distspec.results.layout import detect_layer, detector_folder
 from distspec.runtime.tracking import Run
 from distspec.runtime.workers import connect, map_actors, map_shards
-from distspec.stages.detect.workers import DetectorScorer, Grower, Looker, Piece
+from distspec.stages.detect.workers import DetectorScorer, Grower, Piece, Summarizer
 from distspec.statistics.holdout import held_out, limited
 from distspec.statistics.summaries import Moments
 from distspec.store import Layer, SpectraStore
@@ -113,7 +113,7 @@ def _fit(
             break
         arguments = (store.path, {name: str(folders[name]) for name in looking})
         total: dict[str, Any] = {}
-        for found in map_shards(Looker, arguments, items, experiment.runtime, f"look ({', '.join(looking)})"):
+        for found in map_shards(Summarizer, arguments, items, experiment.runtime, f"look ({', '.join(looking)})"):
             total = {name: total[name] + found[name] if name in total else found[name] for name in found}
         for name, detector in looking.items():
             save_detector(detector.learn(total[name]), folders[name], store.recipe)

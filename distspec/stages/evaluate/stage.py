@@ -31,7 +31,7 @@ from distspec.runtime.tracking import Run
 from distspec.runtime.workers import connect, map_actors
 from distspec.stages.evaluate.injection import GRADED, KINDS, MOVED, describe
 from distspec.stages.evaluate.section import SCHEMA, picture
-from distspec.stages.evaluate.workers import Job, Part, Plan, Planter
+from distspec.stages.evaluate.workers import Injector, Job, Part, Plan
 from distspec.statistics.ensembles import Survivors, rank_mean, rank_union
 from distspec.statistics.holdout import held_out
 from distspec.statistics.recall import (
@@ -267,7 +267,7 @@ def _work(experiment: Experiment, plan: Plan, folder: Path, arguments: tuple[Any
         if part is not None:
             parts[job] = part
     missing = [job for job in jobs if job not in parts]
-    for job, part in map_actors(Planter, arguments, missing, experiment.runtime, "evaluate"):
+    for job, part in map_actors(Injector, arguments, missing, experiment.runtime, "evaluate"):
         _write_part(folder / job.name, part)
         parts[job] = part
     return parts

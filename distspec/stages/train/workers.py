@@ -1,9 +1,8 @@
-"""`distspec train`: store -> checkpoint and registered model.
+"""What a worker of `distspec train` does: up to three fits, one after the other.
 
-Up to three fits follow each other in one group of Ray Train workers: an autoencoder; with `train.second` another one on
-what the first makes of the spectra; with `train.density` the density of the latents. Each keeps its state, so that a
-training that was killed goes on and ends with the same weights. Curves reach MLflow while it runs, from the driver
-alone, which follows these states.
+An autoencoder; with `train.second` another one on what the first makes of the spectra; with `train.density` the density
+of the latents. Each keeps its state, so that a training that was killed goes on and ends with the same weights. Nothing
+here writes to MLflow: the driver follows the states.
 """
 
 from dataclasses import dataclass
