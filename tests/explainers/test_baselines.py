@@ -8,7 +8,7 @@ import pytest
 
 from distspec.config import ExpectedGradients, Experiment, Gradient, Imo, Lime
 from distspec.errors import ConfigError, DistspecWarning
-from distspec.explainers import baselines as ordinary
+from distspec.explainers import baselines
 from distspec.explainers.baselines import Baselines
 from distspec.pipeline import Products
 from distspec.store import SpectraStore
@@ -61,7 +61,7 @@ def test_a_class_too_rare_for_the_candidates_is_looked_for(
     kinds, usable = store.column("class").astype(str), store.column("status") == 0
     rare = np.flatnonzero((kinds == "QSO") & usable)
     assert 5 < len(rare) < 0.2 * len(kinds)
-    monkeypatch.setattr(ordinary, "_CANDIDATES", 32)
+    monkeypatch.setattr(baselines, "_CANDIDATES", 32)
     asking = Imo(baselines=4, like="class")
     near = Baselines.of(store, rare[:1], 0, [asking]).near(store, rare[:1], asking)[0]
     assert len(near) == 4

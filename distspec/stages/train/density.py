@@ -211,7 +211,7 @@ class _Batches:
 
 
 class _NegativeLogLikelihood(nn.Module):
-    """The loss of a flow, as `training.fit` wants it."""
+    """The loss of a flow, as `loop.fit` wants it."""
 
     def __init__(self, flow: "SplineFlow") -> None:
         super().__init__()
