@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from distspec.config import Redshifted
 from distspec.errors import CheckpointError, ConfigError
-from distspec.models.autoencoders.dense import Loss, TwoStage
+from distspec.models.autoencoders.dense import START, Batch, Loss, Progress, TwoStage
 from distspec.models.autoencoders.redshifted_losses import (
     annealed,
     augmented,
@@ -148,16 +148,7 @@ class RedshiftedAutoencoder(nn.Module):
         model, inside = interpolated(self.rest(latents).to(flux.dtype), position)
         return self._brought(model, flux, torch.where(inside, ivar, 0.0)), latents.to(flux.dtype)
 
-    def loss(
-        self,
-        flux: Float[Tensor, "n pixels"],
-        ivar: Float[Tensor, "n pixels"],
-        redshift: Float[Tensor, "n"] | None = None,
-        *,
-        kind: Loss = "chi2",
-        epoch: int = 0,
-        epochs: int = 1,
-    ) -> tuple[Tensor, Tensor]:
+    def loss(self, batch: Batch, *, kind: Loss = "chi2", progress: Progress = START) -> tuple[Tensor, Tensor]:
         """Sum over spectra, and count these.
 
         Fidelity is ½ Σ w (y - ŷ)² / pixels, over all pixels of the grid, so that a spectrum with more good ones counts
@@ -167,7 +158,7 @@ class RedshiftedAutoencoder(nn.Module):
         Raises:
             ValueError: no redshift is given.
         """
-        redshift = _known(redshift)
+        flux, ivar, redshift = batch.flux, batch.ivar, _known(batch.redshift)
         position = self._position(redshift)
         latents = self.encode(flux, ivar)
         rest = self.rest(latents)
@@ -182,7 +173,7 @@ class RedshiftedAutoencoder(nn.Module):
                     latents,
                     rest,
                     self.decoder.wave_rest,
-                    slope=annealed(epoch, epochs),
+                    slope=annealed(*progress),
                     amplitude=self.settings.similarity_amplitude,
                     width=self.settings.similarity_width,
                 )

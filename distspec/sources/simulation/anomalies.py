@@ -305,7 +305,7 @@ def spoil(
 
 def step_factor(dice: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
     """Give what one arm is scaled by: 1.4-1.8, or the inverse."""
-    return np.where(dice < 0.5, 1.4 + 0.8 * dice, 1.0 / (1.0 + 0.8 * dice))
+    return np.asarray(np.where(dice < 0.5, 1.4 + 0.8 * dice, 1.0 / (1.0 + 0.8 * dice)))
 
 
 def spike(

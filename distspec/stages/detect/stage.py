@@ -50,7 +50,7 @@ from distspec.errors import ConfigError
 from distspec.results.layout import detect_layer, detector_folder
 from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_actors, map_shards
-from distspec.stages.detect.workers import DetectorScorer, Grower, Looker, Piece
+from distspec.stages.detect.workers import DetectorScorer, Grower, Piece, Summarizer
 from distspec.stages.stage import Job, Products, Stage, State, stage_run
 from distspec.statistics.holdout import held_out, limited
 from distspec.statistics.summaries import Moments
@@ -182,7 +182,7 @@ def _fit(
             break
         arguments = (store.path, {name: str(folders[name]) for name in looking})
         total: dict[str, Any] = {}
-        for found in map_shards(Looker, arguments, items, experiment.runtime, f"look ({', '.join(looking)})"):
+        for found in map_shards(Summarizer, arguments, items, experiment.runtime, f"look ({', '.join(looking)})"):
             total = {name: total[name] + found[name] if name in total else found[name] for name in found}
         for name, detector in looking.items():
             save_detector(detector.learn(total[name]), folders[name], store.recipe)

@@ -1,8 +1,6 @@
-"""`distspec detect`: store -> classical detectors fitted, and a layer of scores for each.
+"""What workers of `distspec detect` do: fit pieces on the sample, summarize shards for a look, score shards.
 
-First every detector is grown on a sample, its parts side by side in Ray actors. Then come the looks over the survey,
-each one pass for all detectors that ask for one, whose summaries add up. Then one more pass scores with all of them.
-Rows of the validation set are scored, but nothing is fitted on them.
+None of them knows another: pieces and summaries come together in the driver.
 """
 
 from dataclasses import dataclass
@@ -42,7 +40,7 @@ class Grower:
             raise ConfigError(f"detector {piece.detector.name!r} cannot be fitted: {error}") from error
 
 
-class Looker:
+class Summarizer:
     """Summarizes one shard after the other for the detectors that ask for it; lives in a worker."""
 
     def __init__(self, store: str, folders: dict[str, str]) -> None:

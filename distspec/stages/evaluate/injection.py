@@ -1,4 +1,4 @@
-"""Known anomalies of graded strength, planted into prepared spectra of the user's own survey.
+"""Known anomalies of graded strength, injected into prepared spectra of the user's own survey.
 
 Spectra are changed as they stand in a store before the statistics of the sample are applied: on its grid, at rest or as
 observed, in its unit. Strength 1 is a clear case, with the numbers that the simulated survey uses; another strength
@@ -51,10 +51,10 @@ from distspec.stages.evaluate.companions import WAVES, library
 from distspec.stages.evaluate.regions import contrast, heavy, smooth, windows
 from distspec.statistics.summaries import row_median
 
-__all__ = ["GRADED", "KINDS", "MOVED", "Planted", "describe", "plant"]
+__all__ = ["GRADED", "KINDS", "MOVED", "Injected", "describe", "inject"]
 
 KINDS: Final[tuple[str, ...]] = (*ANOMALIES, "blend", "redshift-error", "calibration-step")
-"""What can be planted: the simulated survey's kinds, and three more."""
+"""What can be injected: the simulated survey's kinds, and three more."""
 
 GRADED: Final[Mapping[str, bool]] = {kind: kind != "wrong-redshift" for kind in KINDS}
 """Whether strength matters; a redshift that took one line for another is wrong, not more or less so."""
@@ -113,7 +113,7 @@ Flags = Bool[np.ndarray, "n"]
 
 
 @dataclass(frozen=True, eq=False)
-class Planted:
+class Injected:
     """Hosts with an anomaly.
 
     Arguments:
@@ -138,7 +138,7 @@ def describe(kind: str) -> str:
     return _DESCRIPTIONS[kind]
 
 
-def plant(
+def inject(
     kind: str,
     hosts: Spectra,
     z: Float64[np.ndarray, "n"],
@@ -147,8 +147,8 @@ def plant(
     settings: Prepare,
     companions: Spectra | None = None,
     companion_z: Float64[np.ndarray, "n"] | None = None,
-) -> Planted:
-    """Plant one anomaly in each host. A row's result depends on nothing but the arguments and that row.
+) -> Injected:
+    """Inject one anomaly into each host. A row's result depends on nothing but the arguments and that row.
 
     Arguments:
         kind: one of `KINDS`.
@@ -252,7 +252,7 @@ class _Draft:
     z: Values
 
 
-def _finish(hosts: Spectra, host: _Hosts, draft: _Draft, settings: Prepare) -> Planted:
+def _finish(hosts: Spectra, host: _Hosts, draft: _Draft, settings: Prepare) -> Injected:
     """Take the recipe's last steps again; where the kind is not possible, give the host."""
     before = normalizer(settings.normalize, host.flux, host.ivar, host.grid, host.z)
     after = normalizer(settings.normalize, draft.flux, draft.ivar, host.grid, draft.z)
@@ -275,7 +275,7 @@ def _finish(hosts: Spectra, host: _Hosts, draft: _Draft, settings: Prepare) -> P
         hosts.grid,
         redshift,
     )
-    return Planted(spectra, region & own, possible)
+    return Injected(spectra, region & own, possible)
 
 
 def _told(hosts: Spectra) -> Values:

@@ -52,7 +52,7 @@ from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_actors
 from distspec.stages.evaluate.injection import GRADED, KINDS, MOVED, describe
 from distspec.stages.evaluate.section import SCHEMA, content, figures, picture, truth_section
-from distspec.stages.evaluate.workers import Job, Part, Plan, Planter
+from distspec.stages.evaluate.workers import Injector, Job, Part, Plan
 from distspec.stages.stage import Job as StageJob
 from distspec.stages.stage import Products, Section, Stage, State, stage_run
 from distspec.statistics.ensembles import SurvivalFunction, rank_mean, rank_union
@@ -303,7 +303,7 @@ def _work(experiment: Experiment, plan: Plan, folder: Path, arguments: tuple[Any
         if part is not None:
             parts[job] = part
     missing = [job for job in jobs if job not in parts]
-    for job, part in map_actors(Planter, arguments, missing, experiment.runtime, "evaluate"):
+    for job, part in map_actors(Injector, arguments, missing, experiment.runtime, "evaluate"):
         _write_part(folder / job.name, part)
         parts[job] = part
     return parts

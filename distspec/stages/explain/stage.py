@@ -57,7 +57,7 @@ from distspec import explainers
 from distspec.config import AnyMethod, Ascent, Experiment, Imo
 from distspec.detectors.neural.scores import DENSITY
 from distspec.errors import ConfigError
-from distspec.explainers.baselines import Ordinary
+from distspec.explainers.baselines import Baselines
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import ascent_layer, explain_layer, lines_layer
 from distspec.results.lines import LineResults
@@ -66,7 +66,7 @@ from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_actors
 from distspec.spectra.lines.tables import Indices, LineTable
 from distspec.stages.explain.section import content, figures
-from distspec.stages.explain.selection import Chosen, by_ids, name_of, top_lists, top_rows
+from distspec.stages.explain.selection import SelectedRows, by_ids, name_of, top_lists, top_rows
 from distspec.stages.explain.workers import AscentWorker, ExplainWorker, LineWorker
 from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.store import Fields, Layer, SpectraStore
@@ -189,7 +189,7 @@ def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint,
     if missing:
         chosen = _chosen(experiment, store, scores)
         # Of all methods, so that one that is done later has the same.
-        ordinary = Ordinary.of(store, chosen.rows, experiment.seed, settings.methods)
+        ordinary = Baselines.of(store, chosen.rows, experiment.seed, settings.methods)
         made = {one.name: _layer_of(experiment, store, checkpoint, scores, one, len(chosen.rows)) for one in missing}
         methods = {layer.name: one for one, layer in zip(missing, made.values(), strict=True)}
         arguments = (store.path, checkpoint.folder, methods, ordinary, experiment)
@@ -213,7 +213,7 @@ def _names(experiment: Experiment, scores: Scores) -> dict[str, str]:
     return {method.name: explain_layer(experiment, method, layers, listed) for method in settings.methods}
 
 
-def _chosen(experiment: Experiment, store: SpectraStore, scores: Scores) -> Chosen:
+def _chosen(experiment: Experiment, store: SpectraStore, scores: Scores) -> SelectedRows:
     settings = experiment.explain
     if settings.ids is not None:
         return by_ids(store, scores, settings.scores, settings.ids)
@@ -260,7 +260,7 @@ def _finish(
     experiment: Experiment,
     store: SpectraStore,
     layers: Sequence[Layer],
-    chosen: Chosen,
+    chosen: SelectedRows,
     worker: Callable[..., Any],
     arguments: tuple[Any, ...],
     summary: Callable[[Layer], dict[str, float]],
@@ -283,7 +283,7 @@ def _finish(
         for layer in left:
             for shard in pending[layer.name]:
                 cut = slice(*layer.bounds(shard))
-                items.append((layer.name, shard, Chosen(chosen.rows[cut], chosen.rank[cut])))
+                items.append((layer.name, shard, SelectedRows(chosen.rows[cut], chosen.rank[cut])))
         for _ in map_actors(worker, arguments, items, experiment.runtime, left[0].name.partition("-")[0]):
             pass
         for run, layer in zip(runs, left, strict=True):
@@ -320,7 +320,7 @@ def measure_lines(
     def summary(layer: Layer) -> dict[str, float]:
         return {"measured": float(len(rows)), "with_lines": float(np.isfinite(layer.read("velocity")).sum())}
 
-    chosen = Chosen(rows, np.zeros((len(rows), 0), np.int64))
+    chosen = SelectedRows(rows, np.zeros((len(rows), 0), np.int64))
     _finish(experiment, store, [layer], chosen, LineWorker, (store.path, name), summary)
     return layer
 
@@ -379,7 +379,7 @@ def ascend(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, 
 
     if layer.pending():
         arguments = (store.path, checkpoint.folder, scores.name, name, ordinary_covariance(scores), experiment)
-        chosen = Chosen(rows, np.zeros((len(rows), 0), np.int64))
+        chosen = SelectedRows(rows, np.zeros((len(rows), 0), np.int64))
         _finish(experiment, store, [layer], chosen, AscentWorker, arguments, summary)
     return layer
 

@@ -1,9 +1,8 @@
-"""`distspec train`: store -> checkpoint and registered model.
+"""What a worker of `distspec train` does: up to three fits, one after the other.
 
-Up to three fits follow each other in one group of Ray Train workers: an autoencoder; with `train.second` another one on
-what the first makes of the spectra; with `train.density` the density of the latents. Each keeps its state, so that a
-training that was killed goes on and ends with the same weights. Curves reach MLflow while it runs, from the driver
-alone, which follows these states.
+An autoencoder; with `train.second` another one on what the first makes of the spectra; with `train.density` the density
+of the latents. Each keeps its state, so that a training that was killed goes on and ends with the same weights. Nothing
+here writes to MLflow: the driver follows the states.
 """
 
 from dataclasses import dataclass
@@ -116,7 +115,7 @@ def _autoencoder(job: Job, feed: Feed, device: torch.device, phases: dict[str, l
     first = models.build(settings.model, feed.store.grid).to(device)
     first.settle(feed.mean().to(device))  # type: ignore[operator]
     objective = Reconstruction(first, settings.loss)
-    phases["first"] = fit(first, objective, feed, settings, state / "first", job.random, device, _report)
+    phases["first"] = fit(first, objective, feed, settings, state / "first", job.random, _report)
     if settings.second is None:
         return first
     second = models.build(settings.model, feed.store.grid).to(device)
@@ -125,5 +124,5 @@ def _autoencoder(job: Job, feed: Feed, device: torch.device, phases: dict[str, l
     objective = Reconstruction(second, "mse", model)
     again = feed.with_batch(settings.second.batch)
     where, section = state / "second", "train.second"
-    phases["second"] = fit(second, objective, again, settings.second, where, job.random, device, _report, section)
+    phases["second"] = fit(second, objective, again, settings.second, where, job.random, _report, section)
     return model

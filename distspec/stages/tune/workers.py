@@ -1,8 +1,6 @@
-"""`distspec tune`: store -> settings that train well.
+"""What a worker of `distspec tune` does: it trains with the settings of one trial and reports every epoch.
 
-Ray Tune runs the trials, Optuna proposes them, and successive halving ends the hopeless ones early. All that is known
-of a study is Optuna's journal (`study.py`): a study that was killed goes on from it, and every unfinished trial
-from its last epoch. What Ray itself keeps is never read again.
+A trial that was killed goes on from its last epoch. The spectra are opened once for all trials of a worker.
 """
 
 import math
@@ -78,7 +76,7 @@ def _fit(settings: Train, job: Job, state: Path, report: Callable[[Epoch], None]
     for epoch in newest_state(state)[1]:
         report(epoch)
     objective = Reconstruction(model, settings.loss)
-    fit(model, objective, feed.with_batch(settings.batch), settings, state, job.seed, feed.device, report, "tune")
+    fit(model, objective, feed.with_batch(settings.batch), settings, state, job.seed, report, "tune")
 
 
 @lru_cache(maxsize=1)

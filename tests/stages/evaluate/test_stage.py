@@ -21,9 +21,9 @@ from distspec.runtime.tracking import tracking_uri
 from distspec.spectra import Spectra, WaveGrid
 from distspec.stages.detect.stage import detect
 from distspec.stages.evaluate import stage
-from distspec.stages.evaluate.injection import plant
+from distspec.stages.evaluate.injection import inject
 from distspec.stages.evaluate.stage import evaluate, evaluated_of
-from distspec.stages.evaluate.workers import Job, Planter, Pointer
+from distspec.stages.evaluate.workers import Injector, Job, Pointer
 from distspec.stages.stage import Facts
 from distspec.statistics.holdout import held_out
 from distspec.store import Layer, SpectraStore
@@ -50,11 +50,11 @@ class Ready(NamedTuple):
     detected: dict[str, Layer]
 
 
-def planter_of(ready: Ready) -> tuple[stage.Plan, Planter]:
+def injector_of(ready: Ready) -> tuple[stage.Plan, Injector]:
     """A plan and what carries it out, in this process."""
     plan = stage._plan(ready.experiment, ready.store)
     places = stage._places(ready.experiment, ready.store, ready.detected)
-    return plan, Planter(ready.store.path, plan, ready.experiment, ready.made.checkpoint.folder, places)
+    return plan, Injector(ready.store.path, plan, ready.experiment, ready.made.checkpoint.folder, places)
 
 
 def like(experiment: Experiment, output: Path, **changes: Any) -> Experiment:
@@ -143,7 +143,7 @@ def test_numbers_are_those_of_a_plain_computation(ready: Ready, evaluated: tuple
     validation = np.flatnonzero(usable & held_out(usable, experiment.train.validation, experiment.seed))
     assert facts["background"] == len(validation)
     hosts = store.take(plan.hosts, frozen=False)
-    planted = plant(
+    planted = inject(
         "extreme-lines", hosts, store.column("z", plan.hosts), 1.0, experiment.seed, experiment.ingest.prepare
     )
     assert planted.possible.all()
@@ -194,13 +194,13 @@ def test_a_companion_stands_some_places_away(rng: np.random.Generator, count: in
 
 def test_without_strength_scores_are_those_of_the_layers(ready: Ready) -> None:
     """Of a blend they are not, however faint: where nothing is known of the companion, pixels are masked."""
-    plan, planter = planter_of(ready)
+    plan, injector = injector_of(ready)
     for kind in ("cosmic-ray", "extreme-lines", "red-runaway"):
-        seen, planted = planter._planted(Job(kind, 0, 12, False), 1e-9)
+        seen, planted = injector._injected(Job(kind, 0, 12, False), 1e-9)
         assert planted.possible.all()
         table = Scores([ready.made.scores, *ready.detected.values()])
         known = np.stack([table.take(name, plan.hosts) for name in table.names], axis=1)
-        np.testing.assert_allclose(planter._score(seen), known, rtol=2e-3)
+        np.testing.assert_allclose(injector._score(seen), known, rtol=2e-3)
 
 
 def test_what_the_sample_does_to_spectra_is_done_again(ray_session: None, tmp_path: Path) -> None:
@@ -216,8 +216,8 @@ def test_what_the_sample_does_to_spectra_is_done_again(ray_session: None, tmp_pa
     store = run(experiment, "ingest").store
     assert not store.statistics.is_identity
     plan = stage._plan(experiment, store)
-    planter = Planter(store.path, plan, experiment, None, {})
-    seen, _ = planter._planted(Job("red-runaway", 0, 20, False), 1e-9)
+    injector = Injector(store.path, plan, experiment, None, {})
+    seen, _ = injector._injected(Job("red-runaway", 0, 20, False), 1e-9)
     known = store.take(plan.hosts)
     np.testing.assert_array_equal(seen.good, known.good)
     np.testing.assert_allclose(seen.flux, known.flux, rtol=1e-4, atol=1e-5)
@@ -225,9 +225,9 @@ def test_what_the_sample_does_to_spectra_is_done_again(ray_session: None, tmp_pa
 
 
 def test_how_hosts_are_cut_into_parts_changes_no_score(ready: Ready) -> None:
-    _, planter = planter_of(ready)
-    _, whole = planter(Job("blend", 0, 12, False))
-    parts = [planter(Job("blend", *span, False))[1] for span in ((0, 5), (5, 6), (6, 12))]
+    _, injector = injector_of(ready)
+    _, whole = injector(Job("blend", 0, 12, False))
+    parts = [injector(Job("blend", *span, False))[1] for span in ((0, 5), (5, 6), (6, 12))]
     np.testing.assert_allclose(np.concatenate([part["scores"] for part in parts]), whole["scores"], rtol=1e-4)
     np.testing.assert_array_equal(np.concatenate([part["possible"] for part in parts]), whole["possible"])
 
@@ -253,11 +253,11 @@ def test_any_number_of_workers_and_an_interruption_give_the_same_bytes(
     folder = evaluated[0].folder
     before = contents(folder)
     experiment = like(ready.experiment, Path(ready.experiment.output), runtime={"workers": 1})
-    plan, planter = planter_of(ready)
+    plan, injector = injector_of(ready)
     jobs = stage._jobs(plan, 3)
     shutil.move(folder, tmp_path / "whole")
     for job in jobs[::2]:
-        stage._write_part(folder / job.name, planter(job)[1])
+        stage._write_part(folder / job.name, injector(job)[1])
     damaged = folder / jobs[0].name
     damaged.write_bytes(damaged.read_bytes()[:-30])
     evaluate(experiment, store, made.checkpoint, made.scores, detected)

@@ -15,7 +15,7 @@ from distspec import explainers
 from distspec.config import Dense, Experiment, load
 from distspec.detectors.neural.reconstruction import SCORES
 from distspec.errors import CheckpointError, ConfigError, LayoutError, ShardError, StoreError
-from distspec.explainers.baselines import Ordinary
+from distspec.explainers.baselines import Baselines
 from distspec.models.autoencoders.dense import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.ascents import Ascents
@@ -30,7 +30,7 @@ from distspec.results.layout import (
 )
 from distspec.spectra import Spectra, Status, WaveGrid
 from distspec.spectra.lines.changes import changes
-from distspec.stages.explain.selection import Chosen
+from distspec.stages.explain.selection import SelectedRows
 from distspec.stages.explain.stage import ExplainWorker
 from distspec.stages.order import STAGES
 from distspec.stages.report.stage import report
@@ -175,11 +175,11 @@ def _explain(experiment: Experiment, store: SpectraStore, scores: Layer, model_a
         rows=count,
         shard_rows=5,
     )
-    ordinary = Ordinary.of(store, rows, experiment.seed, (method,))
+    ordinary = Baselines.of(store, rows, experiment.seed, (method,))
     worker = ExplainWorker(store.path, model_at, {layer.name: method}, ordinary, experiment)
     for shard in range(layer.shards):
         part = slice(*layer.bounds(shard))
-        worker((layer.name, shard, Chosen(rows[part], np.arange(count)[part, None])))
+        worker((layer.name, shard, SelectedRows(rows[part], np.arange(count)[part, None])))
     return layer
 
 
