@@ -172,8 +172,8 @@ def peaks_around(
 ) -> tuple[Bool[np.ndarray, "n"], Float64[np.ndarray, "n"], Float64[np.ndarray, "n"]]:
     """Tell whether the heaviest weights around Hα are two peaks, one on each side of a dip; and where, km/s.
 
-    How high one is beside the other hangs on the training: half as high or as high. Between two peaks are at most 0.45
-    of the lower one, in one peak 1.5 of what is beside it, in windows that show none of it 1.
+    How high one is beside the other hangs on the training: half as high, or as high. Of the lower one there is at most
+    0.45 between two peaks, and 1 or more where there is one peak or none.
     """
     velocity = LIGHT_SPEED * (spectra.grid.wave / H_ALPHA - 1.0)
     left, right = (velocity > -700.0) & (velocity < -70.0), (velocity > 70.0) & (velocity < 700.0)
