@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped, UInt32
 
-__all__ = ["Histogram", "Moments", "Selection", "Sums", "TopK", "quantile", "quantile_ranks", "row_mean", "row_median"]
+__all__ = [
+    "Batch",
+    "Histogram",
+    "Moments",
+    "Selection",
+    "Sums",
+    "TopK",
+    "quantile",
+    "quantile_ranks",
+    "row_mean",
+    "row_median",
+]
 
 Batch = tuple[Float32[np.ndarray, "n columns"], Bool[np.ndarray, "n columns"]]
 """Values, and which of them count."""
