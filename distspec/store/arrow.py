@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Shaped
 
-__all__ = ["facts_of", "to_arrow", "to_numpy", "to_pandas", "to_qtable"]
+__all__ = ["arrow_type", "facts_of", "to_arrow", "to_numpy", "to_pandas", "to_qtable"]
 
 
 def arrow_type(dtype: str, shape: tuple[int, ...]) -> pa.DataType:
+    """Give the type of a field: text, a number, or a list of fixed length for each further axis."""
     kind = pa.string() if dtype == "string" else pa.from_numpy_dtype(np.dtype(dtype))
     return reduce(pa.list_, reversed(shape), kind)
 

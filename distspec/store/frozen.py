@@ -21,7 +21,7 @@ from distspec.statistics.summaries import row_mean, row_median
 from distspec.store.layer import Fields, Layer, layer_group, open_layer
 from distspec.store.places import place_of
 
-__all__ = ["SAMPLE_FIELDS", "SAMPLE_LAYER", "SampleRecord", "Statistics"]
+__all__ = ["BLOCK", "FLOAT32", "SAMPLE_FIELDS", "SAMPLE_LAYER", "Again", "SampleRecord", "Statistics", "factor_of"]
 
 SAMPLE_LAYER = "second-look"
 
@@ -36,6 +36,7 @@ BLOCK = 512
 """Spectra whose temporaries are held at once."""
 
 Again = Literal["none", "median", "mean"]
+"""What of the kept pixels of a spectrum becomes 1."""
 
 RENORMALIZE: tuple[Again, ...] = ("none", "median", "mean")
 
@@ -222,6 +223,7 @@ class Statistics:
 def factor_of(
     flux: Float32[np.ndarray, "n pixels"], good: Bool[np.ndarray, "n pixels"], kind: Again
 ) -> Float32[np.ndarray, "n"]:
+    """Give 1 / the median or mean of the good pixels of each spectrum; NaN where that is no scale."""
     scale = row_median(flux, good) if kind == "median" else row_mean(flux, good)
     sound = (scale > FLOAT32.tiny) & (scale <= FLOAT32.max)
     return np.where(sound, 1.0 / np.where(sound, scale, 1.0), np.nan).astype(np.float32)

@@ -24,7 +24,17 @@ from distspec.store.arrow import arrow_type, to_arrow
 from distspec.store.columns import COLUMN_INFO, ColumnInfo
 from distspec.store.layer import Layer
 
-__all__ = ["MISSING", "RESERVED", "SCORES", "VALUES", "Catalogue", "Rows", "open_layers", "selected", "table_layers"]
+__all__ = [
+    "MISSING",
+    "RESERVED",
+    "SCORES",
+    "VALUES",
+    "Catalogue",
+    "TableRows",
+    "open_layers",
+    "selected",
+    "table_layers",
+]
 
 SCORES = ("score-", "detect-", "ensemble-")
 """How the names of layers with scores begin."""
@@ -38,7 +48,7 @@ RESERVED = ("row", "reasons", "spectrum", "flux", "ivar")
 """Names that no column from outside may take, besides those of the catalogue."""
 
 
-class Rows(Protocol):
+class TableRows(Protocol):
     """What a table is made of: as much of a `SpectraStore` as is read here."""
 
     path: str
@@ -95,7 +105,7 @@ class Catalogue:
 
     def __init__(
         self,
-        store: Rows,
+        store: TableRows,
         columns: Sequence[str] | None = None,
         layers: Sequence[str] | None = None,
         *,
@@ -195,7 +205,7 @@ class Catalogue:
         return values
 
 
-def table_layers(store: Rows) -> list[str]:
+def table_layers(store: TableRows) -> list[str]:
     """Name the layers that a table of the store shows: all scores, and each value-added table as it was last joined."""
     newest: dict[str, tuple[int, str]] = {}
     for layer in open_layers(store, VALUES):
@@ -205,7 +215,7 @@ def table_layers(store: Rows) -> list[str]:
     return scores + sorted(name for _, name in newest.values())
 
 
-def open_layers(store: Rows, prefix: str) -> list[Layer]:
+def open_layers(store: TableRows, prefix: str) -> list[Layer]:
     """Open the layers whose names begin so, without those whose making was interrupted."""
     found = []
     for name in store.layers():
@@ -215,7 +225,7 @@ def open_layers(store: Rows, prefix: str) -> list[Layer]:
     return found
 
 
-def _per_row(store: Rows, name: str) -> Layer:
+def _per_row(store: TableRows, name: str) -> Layer:
     layer = store.layer(name)
     if layer.parts != store.base.parts[: len(layer.parts)]:
         raise LayoutError(
@@ -224,7 +234,7 @@ def _per_row(store: Rows, name: str) -> Layer:
     return layer
 
 
-def _catalogue_columns(store: Rows) -> list[_Column]:
+def _catalogue_columns(store: TableRows) -> list[_Column]:
     made = {"row": pa.int64(), "status": pa.int32(), "reasons": pa.string()}
     columns = [_Column("row", None, "row", pa.int64(), COLUMN_INFO["row"])]
     for name in store.column_names:
@@ -297,7 +307,7 @@ _SPECTRUM = pa.struct(
 )
 
 
-def _spectrum(store: Rows, rows: Int64[np.ndarray, "m"]) -> pa.Array:
+def _spectrum(store: TableRows, rows: Int64[np.ndarray, "m"]) -> pa.Array:
     spectra = store.take(rows)
     offsets = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * spectra.grid.pixels)
     values = (spectra.flux.ravel(), spectra.ivar.ravel(), np.tile(spectra.grid.wave, len(rows)))
@@ -306,7 +316,7 @@ def _spectrum(store: Rows, rows: Int64[np.ndarray, "m"]) -> pa.Array:
 
 
 def selected(
-    store: Rows,
+    store: TableRows,
     rows: Any = None,
     columns: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,

@@ -100,6 +100,16 @@ def test_partial_shards_and_other_layouts_are_refused(store: SpectraStore, spect
         store.write(0, Spectra(spectra.rows, spectra.flux, spectra.ivar, other)[rows], columns)
 
 
+def test_an_unfinished_layer_is_refused_with_advice(store: SpectraStore) -> None:
+    layer = store.create_layer("score-0", {"mse": ("f4", ())})
+    with pytest.raises(StoreError, match=rf"^score-0 lacks {layer.shards} of {layer.shards} shards; run it again$"):
+        layer.require_finished("run it again")
+    for shard in layer.pending():
+        start, stop = layer.bounds(shard)
+        layer.write(shard, {"mse": np.zeros(stop - start, np.float32)})
+    layer.require_finished("run it again")
+
+
 def test_pending_names_what_is_not_written(store: SpectraStore) -> None:
     layer = store.create_layer("score-0", {"mse": ("f4", ())})
     assert layer.pending() == [0, 1, 2]
