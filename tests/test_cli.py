@@ -1,3 +1,5 @@
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from distspec.config import Experiment, dump
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products
 from distspec.sources.simulation.survey import SimulatedSurvey
+from distspec.stages.order import STAGES
 from distspec.stages.train.accuracy import as_text
 from tests.support.small import small
 from tests.support.survey_files import write_sdss
@@ -76,6 +79,8 @@ def test_train_prints_the_table_of_errors(
     [
         (("run", "demo", "train.epoch=3"), "unknown setting 'train.epoch'"),
         (("run", "nowhere.toml"), "no settings file 'nowhere.toml'"),
+        (("plan", "demo", "train.epoch=3"), "unknown setting 'train.epoch'"),
+        (("plan", "nowhere.toml"), "no settings file 'nowhere.toml'"),
         (("run",), "distspec --help"),
         (("frobnicate",), "frobnicate"),
         (("run", "demo", "--fast"), "--fast"),
@@ -175,8 +180,17 @@ def test_help_answers_without_heavy_imports() -> None:
         "assert not heavy, heavy\n"
     )
     said = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    for verb in ("demo", "run", "ingest", "train", "score", "explain", "report", "config", "ui"):
-        assert verb in said.stdout
+    verbs = re.findall(r"^[│ ]*([a-z]+) {2,}\w", said.stdout, re.MULTILINE)
+    assert verbs == ["demo", "run", "plan", "fetch", *(stage.name for stage in STAGES), "config", "ui"]
+
+
+@pytest.mark.parametrize("verb", [stage.name for stage in STAGES])
+def test_the_help_of_a_verb_is_what_its_stage_says_of_itself(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, verb, "--help") == 0
+    stage = importlib.import_module(f"distspec.stages.{verb}.stage")
+    assert " ".join((stage.__doc__ or "").split()) in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_refusal_is_one_line_in_a_real_process_too(tmp_path: Path) -> None:
