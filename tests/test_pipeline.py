@@ -60,6 +60,7 @@ def test_a_stage_after_an_untrained_or_unscored_one_says_so(done: tuple[Experime
         run(unscored, "explain")
 
 
+@pytest.mark.slow
 def test_another_model_can_score_the_same_recipe(done: tuple[Experiment, Products], tmp_path: Path) -> None:
     experiment, made = done
     source = {"kind": "simulate", "spectra": 130, "anomalies": 0.0}
@@ -111,6 +112,7 @@ def test_two_runs_on_one_output_do_not_meet(tmp_path: Path) -> None:
         run(small(tmp_path / "out"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_anywhere_and_started_again_it_gives_the_same_bytes(
     done: tuple[Experiment, Products], tmp_path: Path
@@ -149,9 +151,8 @@ def _killed_when(folder: Path, reached: Callable[[], bool]) -> None:
     assert driver.wait() == -signal.SIGKILL, "the run ended before it could be killed: " + (folder / "log").read_text()
 
 
-@pytest.mark.parametrize(
-    ("sent", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_ends_in_order_and_says_how_to_go_on(
     done: tuple[Experiment, Products], tmp_path: Path, sent: signal.Signals, status: int
 ) -> None:

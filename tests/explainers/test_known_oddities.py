@@ -35,6 +35,8 @@ from tests.support.oddities import (
     two_peaks,
 )
 
+pytestmark = pytest.mark.slow
+
 SEGMENTS = 75
 """Of 20 pixels, 23 Å at [O III]: those of Ortiz & Boquien are 25 Å wide."""
 

@@ -23,8 +23,6 @@ from distspec.stages.report.page import render_section
 from distspec.stages.stage import Comparison, Facts, Job, Section, Stage, State
 from distspec.store import Layer, SpectraStore
 
-pytestmark = pytest.mark.xdist_group("whole")
-
 NAMES = [stage.name for stage in STAGES]
 IN_RUN = [stage for stage in STAGES if stage.in_run]
 

@@ -36,7 +36,9 @@ def test_what_is_set_aside_has_no_score_and_the_rest_has(done: tuple[Experiment,
         assert (np.isnan(made.scores.read(name)) == aside).all()
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_any_number_of_workers_gives_the_same_bytes(
     done: tuple[Experiment, Products], tmp_path: Path, workers: int
 ) -> None:

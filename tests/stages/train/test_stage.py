@@ -41,6 +41,7 @@ def test_training_lowers_the_loss_and_ends_with_a_registered_model(done: tuple[E
     assert copy.sha256 == made.checkpoint.sha256
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(
     done: tuple[Experiment, Products], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +115,7 @@ def cmdline(process: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.mark.slow
 def test_two_workers_train_a_model_as_good_and_one_that_is_killed_changes_nothing(
     done: tuple[Experiment, Products], tmp_path: Path
 ) -> None:
@@ -143,6 +145,7 @@ def test_more_workers_or_gpus_than_there_are_is_refused(done: tuple[Experiment, 
             train(experiment, made.store)
 
 
+@pytest.mark.slow
 def test_the_second_network_starts_from_the_weights_of_the_first(
     done: tuple[Experiment, Products], tmp_path: Path
 ) -> None:
