@@ -42,14 +42,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="torch device of the model tests: cpu or cuda")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # The long files first, so that both processes end at about the same time.
-    items.sort(key=lambda item: not {"ray_session", "done"} & set(getattr(item, "fixturenames", ())))
     for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
         if "gpu" in item.keywords and config.getoption("--device") == "cpu":
             item.add_marker(pytest.mark.skip(reason="needs a GPU: run with --device cuda"))
+    # The long groups first, so that both processes end at about the same time.
+    items.sort(key=lambda item: group_of(item) not in ("whole", "done"))
+
+
+def group_of(item: pytest.Item) -> str:
+    """Name what goes to one process: all that share an experiment, so that it is made once; else a file."""
+    used = set(getattr(item, "fixturenames", ()))
+    if "whole" in used:
+        return "whole"
+    return "done" if used & {"done", "ray_session"} else item.nodeid.split("::")[0]
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ def demo(folder: Path, *overrides: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2 * PATIENCE)
 def test_a_small_demo_goes_the_whole_way_and_is_quiet(tmp_path: Path) -> None:
     methods = "explain.methods=[{kind='lime', samples=200}, {kind='imo', windows=[16, 64], baselines=2}]"

@@ -1,3 +1,4 @@
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from filelock import FileLock
 
 from distspec.config import Experiment, dump, load
 from distspec.errors import CheckpointError, ConfigError, StoreNotFoundError
-from distspec.pipeline import Products, run
+from distspec.pipeline import Products, plan, run
+from distspec.stages.stage import State
 from tests.support.processes import PATIENCE, finished, started
 from tests.support.small import contents, small
 
@@ -58,6 +60,7 @@ def test_a_stage_after_an_untrained_or_unscored_one_says_so(done: tuple[Experime
         run(unscored, "explain")
 
 
+@pytest.mark.slow
 def test_another_model_can_score_the_same_recipe(done: tuple[Experiment, Products], tmp_path: Path) -> None:
     experiment, made = done
     source = {"kind": "simulate", "spectra": 130, "anomalies": 0.0}
@@ -74,12 +77,42 @@ def test_another_model_can_score_the_same_recipe(done: tuple[Experiment, Product
     assert not (tmp_path / "out/models").exists()
 
 
+def test_a_plan_of_an_untouched_output_begins_with_ingest_and_makes_nothing(tmp_path: Path) -> None:
+    planned = {one.stage: one for one in plan(small(tmp_path / "out"))}
+    assert planned["ingest"].state == State(0, 2, "files", "no store yet")
+    assert {name: one.off for name, one in planned.items() if one.off} == {
+        "detect": "detect.detectors names none",
+        "evaluate": "evaluate.hosts is 0",
+    }
+    waiting = {name for name, one in planned.items() if one.after == "ingest" and one.state is None and not one.off}
+    assert waiting == {"tune", "train", "score", "compare", "explain", "cluster", "report", "export"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_counts_the_shards_of_what_is_half_done(done: tuple[Experiment, Products], tmp_path: Path) -> None:
+    ran, made = done
+    shutil.copytree(Path(ran.output) / "store.zarr", tmp_path / "out/store.zarr")
+    shutil.copytree(Path(ran.output) / "models", tmp_path / "out/models")
+    experiment = ran.model_copy(update={"output": str(tmp_path / "out")})
+    (tmp_path / f"out/store.zarr/layers/{made.scores.name}/commits/c/1").unlink()
+    planned = {one.stage: one for one in plan(experiment)}
+    assert planned["ingest"].state == State(6, 6, "shards")
+    assert planned["train"].state == State(4, 4, "epochs")
+    assert planned["score"].state == State(5, 6, "shards", "not all shards are scored")
+    assert planned["explain"].after == "score"
+    (tmp_path / "out/store.zarr/base/commits/c/2").unlink()
+    planned = {one.stage: one for one in plan(experiment)}
+    assert planned["ingest"].state == State(5, 6, "shards", "ingest was interrupted")
+    assert planned["train"].after == planned["score"].after == "ingest"
+
+
 def test_two_runs_on_one_output_do_not_meet(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out/.lock"), pytest.raises(ConfigError, match="another run is at work"):
         run(small(tmp_path / "out"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3 * PATIENCE)
 def test_killed_anywhere_and_started_again_it_gives_the_same_bytes(
     done: tuple[Experiment, Products], tmp_path: Path
@@ -123,10 +156,9 @@ def _wait_until(reached: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2 * PATIENCE)
-@pytest.mark.parametrize(
-    ("sent", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_ends_in_order_and_says_how_to_go_on(
     done: tuple[Experiment, Products], tmp_path: Path, sent: signal.Signals, status: int
 ) -> None:

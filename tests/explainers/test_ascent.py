@@ -252,6 +252,7 @@ def test_spectra_are_decoded_a_bounded_number_at_once() -> None:
     assert most == 4096
 
 
+@pytest.mark.slow
 def test_it_climbs_the_density_of_a_flow() -> None:
     torch.manual_seed(2)
     flow = SplineFlow(Spline(transforms=2, hidden=(16,)), D, 2)

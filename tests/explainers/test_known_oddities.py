@@ -35,7 +35,7 @@ from tests.support.oddities import (
     two_peaks,
 )
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 SEGMENTS = 75
 """Of 20 pixels, 23 Å at [O III]: those of Ortiz & Boquien are 25 Å wide."""

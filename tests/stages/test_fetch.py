@@ -793,6 +793,7 @@ def test_words_that_make_no_sense_are_refused(
     assert says in said.err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3 * PATIENCE)
 @pytest.mark.parametrize(("kill", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_run_that_is_ended_goes_on_where_it_stopped(
@@ -848,6 +849,7 @@ def test_a_full_disk_is_one_clear_line(sdss: ArchiveServer, ids: Path, tmp_path:
     assert counts(go("sdss", sdss, tmp_path, f"ids={ids}")) == (6, 0, 0)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_files(server: ArchiveServer, tmp_path: Path) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("the peak of a process's own memory is read from /proc")

@@ -81,6 +81,7 @@ def test_what_is_lost_in_a_bucket_is_an_error(bucket: str, spectra: Spectra) -> 
     assert "lost rows 16-32" in again.base.verify(1)
 
 
+@pytest.mark.slow
 def test_a_run_reads_from_a_bucket_and_writes_its_store_there(bucket: str, ray_session: None, tmp_path: Path) -> None:
     files = write_sdss(SimulatedSurvey(small(tmp_path).ingest.source, 5), tmp_path / "files", range(40))
     for file in files:

@@ -282,6 +282,7 @@ def test_masked_pixels_change_no_bit(spectra: Spectra, scores: ModelScores, garb
     assert scores.reconstruct(spectra).tobytes() == scores.reconstruct(other).tobytes()
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(data=st.data())
 def test_any_value_in_a_masked_pixel_changes_no_bit(data: st.DataObject) -> None:

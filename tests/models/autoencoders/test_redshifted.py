@@ -404,6 +404,7 @@ def test_a_copy_is_noisier_and_has_a_gap_of_its_own() -> None:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_network_learns_spectra_at_their_redshifts() -> None:
     # Two lines that trade places: a change of strength alone is what the encoder's normalisation takes away.
     def line(center: float) -> Tensor:

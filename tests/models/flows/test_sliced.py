@@ -424,6 +424,7 @@ def _rows(data: Sample) -> tuple[Tensor, Tensor]:
     return data.latents, data.labels
 
 
+@pytest.mark.slow
 def test_workers_in_processes(survey: tuple[Sample, Sample], tmp_path: Path) -> None:
     mp.spawn(_process, args=(str(tmp_path), survey), nprocs=2)
     training, validation = survey

@@ -222,6 +222,7 @@ def truth(z: Tensor, label: Tensor) -> Tensor:
     return torch.where(label == 0, gaussian, bent)
 
 
+@pytest.mark.slow
 def test_it_learns_the_density_of_each_class() -> None:
     torch.manual_seed(3)
     generator = torch.Generator().manual_seed(4)

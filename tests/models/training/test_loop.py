@@ -100,6 +100,7 @@ def test_a_fit_that_was_killed_has_the_loss_curve_of_an_unbroken_one(
 SHARED = Fit(epochs=6, learning_rate=0.1, optimizer="sgd", clip=0.5)
 
 
+@pytest.mark.slow
 def test_two_workers_take_the_steps_of_one_however_unequal_their_parts(tmp_path: Path) -> None:
     mp.spawn(_worker, args=(str(tmp_path),), nprocs=2)
     alone, epochs = fitted(tmp_path / "alone", SHARED)

@@ -146,6 +146,7 @@ def test_ensembles_are_ranks_joined(
     assert Scores([*with_scores(store, **made).layers, found.ensembles]).names[-2:] == ["rank_mean", "rank_union"]
 
 
+@pytest.mark.slow
 def test_ensembles_of_large_surveys_rank_by_a_sample_and_all_of_the_top(
     experiment: Experiment,
     tmp_path: Path,
@@ -172,6 +173,7 @@ def test_ensembles_of_large_surveys_rank_by_a_sample_and_all_of_the_top(
     np.testing.assert_allclose(10 ** -told[0][KNOWN], shares, atol=8 / len(KNOWN))  # every eighth is in the sample
 
 
+@pytest.mark.slow
 def test_shards_and_workers_change_nothing_at_all(
     experiment: Experiment,
     tmp_path: Path,
@@ -236,6 +238,7 @@ def test_nothing_is_done_twice_and_what_is_left_is_finished(
     assert (first.folder / "comparison.json").read_text() == content
 
 
+@pytest.mark.slow
 def test_a_grown_store_is_compared_anew(
     experiment: Experiment,
     tmp_path: Path,

@@ -95,6 +95,7 @@ def test_nothing_is_fitted_on_the_validation_set(fitted: tuple[Experiment, Any],
     assert training.sum() < usable.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shard_rows", "workers"), [(352, 3), (704, 1)])
 def test_neither_shards_nor_workers_change_a_score(
     fitted: tuple[Experiment, Any], survey: SpectraStore, tmp_path: Path, shard_rows: int, workers: int
@@ -106,6 +107,7 @@ def test_neither_shards_nor_workers_change_a_score(
         np.testing.assert_allclose(layer.read(name), layers[name].read(name), rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_goes_on_and_ends_with_the_same_bytes(
     fitted: tuple[Experiment, Any], survey: SpectraStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,6 +203,7 @@ def test_without_strength_scores_are_those_of_the_layers(ready: Ready) -> None:
         np.testing.assert_allclose(injector._score(seen), known, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_what_the_sample_does_to_spectra_is_done_again(ray_session: None, tmp_path: Path) -> None:
     """Dropped wavelengths, a new norm, division by the mean: a change of no strength leaves what is read."""
     ingest = {
@@ -224,6 +225,7 @@ def test_what_the_sample_does_to_spectra_is_done_again(ray_session: None, tmp_pa
     np.testing.assert_allclose(seen.ivar, known.ivar, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_how_hosts_are_cut_into_parts_changes_no_score(ready: Ready) -> None:
     _, injector = injector_of(ready)
     _, whole = injector(Job("blend", 0, 12, False))
@@ -245,6 +247,7 @@ def test_a_second_call_does_nothing_and_the_evaluation_is_found_again(
     assert evaluated_of(experiment, store, None, {}) is None
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_and_an_interruption_give_the_same_bytes(
     ready: Ready, evaluated: tuple[Facts, Any, Any], tmp_path: Path
 ) -> None:
@@ -264,6 +267,7 @@ def test_any_number_of_workers_and_an_interruption_give_the_same_bytes(
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 def test_parts_that_are_there_are_not_made_again(
     ready: Ready, evaluated: tuple[Facts, Any, Any], tmp_path: Path
 ) -> None:
@@ -317,6 +321,7 @@ def test_the_table_says_the_same(evaluated: tuple[Facts, Any, Any]) -> None:
     assert float(line["value"]) == evaluated[0].content["results"]["chi2"]["blend"]["auc"][2][0]
 
 
+@pytest.mark.slow
 def test_classical_detectors_need_no_model(ready: Ready) -> None:
     evaluate_ = {"hosts": 4, "kinds": ["red-runaway"], "explained": 0, "strengths": [1.0]}
     experiment = like(ready.experiment, Path(ready.experiment.output), evaluate=evaluate_)
@@ -327,6 +332,7 @@ def test_classical_detectors_need_no_model(ready: Ready) -> None:
     assert evaluated_of(experiment, ready.store, None, ready.detected).content == facts
 
 
+@pytest.mark.slow
 def test_without_a_model_explainers_point_that_ask_none(ready: Ready) -> None:
     evaluate_ = {"hosts": 4, "kinds": ["red-runaway"], "explained": 2, "strengths": [1.0]}
     segments = {"kind": "uniform", "count": 20}
@@ -368,6 +374,7 @@ def test_a_file_of_another_schema_is_refused(ready: Ready) -> None:
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_a_named_model_may_have_seen_the_hosts(ready: Ready) -> None:
     score_ = {"checkpoint": ready.made.checkpoint.folder}
     named = like(ready.experiment, Path(ready.experiment.output), score=score_)

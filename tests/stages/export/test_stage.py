@@ -322,6 +322,7 @@ def peak(store: SpectraStore, folder: Path, **changes: Any) -> int:
     return most + python
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::distspec.errors.DistspecWarning")
 @pytest.mark.parametrize("form", ["parquet", "votable", "hats"])
 def test_memory_does_not_grow_with_the_survey(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:

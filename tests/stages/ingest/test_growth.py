@@ -93,6 +93,7 @@ def test_a_finished_store_outlives_its_files_and_other_settings_are_named(ray_se
         assert ingest(experiment).rows == 4
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_gone_is_an_error_and_not_a_shard_of_unreadable_files(ray_session: None, tmp_path: Path) -> None:
     files = files_of(tmp_path / "files", range(12))
     experiment = survey(tmp_path, 8)
@@ -135,6 +136,7 @@ def test_duplicates_are_found_whatever_is_held_in_memory(tmp_path: Path, text: b
         assert duplicate_rows(store, at_once).tolist() == expected
 
 
+@pytest.mark.slow
 def test_statistics_are_frozen_and_serve_what_comes_later(ray_session: None, tmp_path: Path) -> None:
     files_of(tmp_path / "files", range(12))
     experiment = survey(tmp_path, sample={"divide_by_mean": True, "snr_quantile": 0.5})
@@ -199,6 +201,7 @@ def damage(store: SpectraStore) -> None:
     (Path(store.path) / "base/columns/id/c/0").unlink()
 
 
+@pytest.mark.slow
 def test_a_damaged_store_is_found_out_mended_and_ends_with_the_same_bytes(
     ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +248,7 @@ def test_a_mark_that_does_not_fit_is_found_even_where_every_chunk_is_sound(store
     assert "rows 0-16 are not what their mark says" in problems[0]
 
 
+@pytest.mark.slow
 def test_scores_and_explanations_follow_a_store_that_grows(ray_session: None, tmp_path: Path) -> None:
     files_of(tmp_path / "files", range(80))
     grid = {"scale": "log", "first": 3800.0, "last": 7400.0, "pixels": 160}

@@ -12,6 +12,8 @@ from distspec.spectra import Status
 from distspec.stages.ingest.stage import ingest
 from distspec.store import SpectraStore
 
+pytestmark = pytest.mark.slow
+
 RECIPES = [
     ("pae", "sdss", "sdss", 58),
     ("comparison", "sdss", "sdss", 58),

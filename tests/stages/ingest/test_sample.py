@@ -177,6 +177,7 @@ def table(columns: Columns) -> Columns:
     return columns
 
 
+@pytest.mark.slow
 def test_threads_processes_and_tables_change_no_bit() -> None:
     spectra, columns = survey()
     whole = compute(blocks_of(spectra, columns, ()), EVERYTHING, scheduler="synchronous")
@@ -289,6 +290,7 @@ def test_where_the_mean_is_not_positive_pixels_are_masked() -> None:
     assert not statistics.apply(Spectra(spectra.rows, flux, ivar, GRID)).ivar[:, 9].any()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_spectra() -> None:
     """Fifty blocks of 1.3 MB each; a block and the summaries of its temporaries fit in far less than all."""
     pixels, rows = 160, 1000

@@ -36,6 +36,7 @@ def test_every_spectrum_of_the_source_has_its_row(done: tuple[Experiment, Produc
     assert made.store.inventory().counts.tolist() == [512, 188]
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_and_a_second_run_give_the_same_bytes(
     done: tuple[Experiment, Products], tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_store_of_other_settings_or_files_is_refused(done: tuple[Experiment, P
         ingest(other)
 
 
+@pytest.mark.slow
 def test_a_shard_is_prepared_the_same_however_it_is_batched(
     done: tuple[Experiment, Products], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

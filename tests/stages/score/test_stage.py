@@ -4,14 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distspec.config import Experiment, Runtime
+from distspec.config import Experiment
 from distspec.detectors.neural.reconstruction import SCORES
 from distspec.detectors.neural.scores import ModelScores
 from distspec.errors import CheckpointError, ShardError
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products
 from distspec.runtime.tracking import tracking_uri
-from distspec.runtime.workers import map_shards
 from distspec.spectra import Spectra
 from distspec.stages.score.stage import score
 from distspec.stages.score.workers import Scorer, summarize
@@ -39,7 +38,9 @@ def test_what_is_set_aside_has_no_score_and_the_rest_has(done: tuple[Experiment,
         assert (np.isnan(made.scores.read(name)) == aside).all()
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_any_number_of_workers_gives_the_same_bytes(
     done: tuple[Experiment, Products], tmp_path: Path, workers: int
 ) -> None:
@@ -116,42 +117,6 @@ def test_a_score_that_is_not_finite_is_an_error_that_names_the_row(
         scorer(1)
     assert caught.value.rows == (16, 32)
     assert layer.pending() == [1, 2]
-
-
-class Fails:
-    """Work that fails in a worker."""
-
-    def __call__(self, item: int) -> int:
-        if item == 2:
-            raise ZeroDivisionError("by nothing")
-        return item
-
-
-class Dies:
-    """Work whose process is killed once."""
-
-    def __init__(self, mark: str) -> None:
-        self._mark = Path(mark)
-
-    def __call__(self, item: int) -> int:
-        if item == 2 and not self._mark.exists():
-            self._mark.write_text("killed")
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGKILL)
-        return item
-
-
-def test_a_failure_in_a_worker_arrives_as_one_line(ray_session: None) -> None:
-    with pytest.raises(ShardError, match="a worker failed: ZeroDivisionError: by nothing"):
-        list(map_shards(Fails, (), [1, 2, 3], Runtime(workers=2)))
-
-
-def test_a_killed_worker_costs_nothing_but_time(ray_session: None, tmp_path: Path) -> None:
-    results = sorted(map_shards(Dies, (str(tmp_path / "mark"),), [1, 2, 3, 4], Runtime(workers=2)))
-    assert (tmp_path / "mark").exists()
-    assert results == [1, 2, 3, 4]
 
 
 def test_the_table_is_ranked_and_keeps_ids_exact(done: tuple[Experiment, Products]) -> None:

@@ -29,6 +29,7 @@ def experiment_of(kind: str, output: Path) -> Experiment:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_trained_kept_and_scored_with(kind: str, tmp_path: Path) -> None:
     experiment = experiment_of(kind, tmp_path / "out")
@@ -48,6 +49,7 @@ def test_every_kind_is_trained_kept_and_scored_with(kind: str, tmp_path: Path) -
     assert table["spectra"] == sum(part["spectra"] for part in table["snr_bins"])
 
 
+@pytest.mark.slow
 def test_the_preset_cnn_stars_goes_from_lamost_files_to_its_table_of_errors(
     tmp_path: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from distspec.config import Experiment
-from distspec.errors import ConfigError, DistspecWarning
+from distspec.errors import ConfigError
 from distspec.models.checkpoint import Checkpoint
 from distspec.models.training import loop as training
 from distspec.pipeline import Products
 from distspec.results.layout import model_folder
-from distspec.runtime.tracking import Run, tracking_uri
+from distspec.runtime.tracking import tracking_uri
 from distspec.stages.train.stage import train
 from tests.support.processes import PATIENCE
 from tests.support.small import contents, small
@@ -42,6 +42,7 @@ def test_training_lowers_the_loss_and_ends_with_a_registered_model(done: tuple[E
     assert copy.sha256 == made.checkpoint.sha256
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(
     done: tuple[Experiment, Products], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +115,7 @@ def cmdline(process: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.mark.slow
 def test_two_workers_train_a_model_as_good_and_one_that_is_killed_changes_nothing(
     done: tuple[Experiment, Products], tmp_path: Path
 ) -> None:
@@ -133,49 +135,6 @@ def test_two_workers_train_a_model_as_good_and_one_that_is_killed_changes_nothin
     assert again.facts["phases"] == checkpoint.facts["phases"]
 
 
-def test_a_stage_that_runs_again_goes_on_in_its_old_run(tmp_path: Path) -> None:
-    experiment = small(tmp_path / "out")
-    (tmp_path / "out").mkdir()
-    with pytest.raises(KeyboardInterrupt), Run(experiment, "train", "k", {}) as first:
-        first.metrics({"loss": 2.0}, 0)
-        raise KeyboardInterrupt
-    with Run(experiment, "train", "k", {}) as second:
-        assert second.id == first.id
-        assert second.last_step("loss") == 0
-    with Run(experiment, "train", "k", {}) as third:
-        assert third.id != first.id
-
-
-def test_the_best_model_is_the_best_of_those_that_can_be_compared_with_the_newest(tmp_path: Path) -> None:
-    from mlflow import MlflowClient
-
-    experiment = small(tmp_path / "out")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/model.json").write_text("{}")
-    versions = [("a", "chi2", 2.0), ("a", "chi2", 1.0), ("a", "chi2", 3.0), ("a", "mse", 0.1), ("a", "chi2", 1.5)]
-    versions.append(("b", "chi2", 9.0))
-    best = []
-    with Run(experiment, "train", "k", {}) as run:
-        for store, kind, loss in versions:
-            run.register(tmp_path / "model", {"store": store, "loss": kind}, loss, {"flux": 240}, {"latents": 4})
-            client = MlflowClient(tracking_uri(experiment), tracking_uri(experiment))
-            best.append(int(client.get_model_version_by_alias("small", "best").version))
-    assert best == [1, 2, 2, 4, 2, 6]
-    from mlflow.models import Model
-
-    signature = Model.load(client.download_artifacts(run.id, "model")).signature
-    assert [spec.name for spec in signature.inputs] == ["flux"]
-    assert signature.inputs.inputs[0].shape == (-1, 240)
-
-
-def test_an_unreachable_tracking_server_is_named_without_its_password(tmp_path: Path) -> None:
-    experiment = small(tmp_path / "out", tracking={"uri": "http://me:secret@127.0.0.1:9"})
-    with pytest.raises(ConfigError, match="cannot track runs at http://127.0.0.1:9") as caught:
-        Run(experiment, "train", "k", {})
-    assert "secret" not in str(caught.value)
-
-
 def test_more_workers_or_gpus_than_there_are_is_refused(done: tuple[Experiment, Products], tmp_path: Path) -> None:
     _, made = done
     for change in ({"workers": 9}, {"workers": 1, "gpu": True}, {"workers": 0, "gpu": True}):
@@ -186,33 +145,7 @@ def test_more_workers_or_gpus_than_there_are_is_refused(done: tuple[Experiment, 
             train(experiment, made.store)
 
 
-def test_a_tracking_server_that_goes_away_costs_no_result(tmp_path: Path) -> None:
-    from mlflow.exceptions import MlflowException
-
-    experiment = small(tmp_path / "out")
-    (tmp_path / "out").mkdir()
-    calls = []
-
-    def refuse(*_: object, **__: object) -> None:
-        calls.append(1)
-        raise MlflowException("connection refused")
-
-    with pytest.warns(DistspecWarning, match="3 records of run .* did not reach"), Run(experiment, "s", "k", {}) as run:
-        run._client.log_batch = run._client.get_metric_history = refuse
-        assert run.last_step("loss") == -1
-        run.metrics({"loss": 1.0})
-        run.metrics({"loss": 2.0}, 1)
-    # last_step, the first record, and once more at the end: a server that is down is not asked for every epoch.
-    assert len(calls) == 3
-    with Run(experiment, "s", "k2", {}) as run:
-        works = run._client.log_batch
-        run._client.log_batch = refuse
-        run.metrics({"loss": 3.0})
-        run._client.log_batch = works
-        run.metrics({"loss": 4.0}, 1)
-    assert [point.value for point in run._client.get_metric_history(run.id, "loss")] == [3.0, 4.0]
-
-
+@pytest.mark.slow
 def test_the_second_network_starts_from_the_weights_of_the_first(
     done: tuple[Experiment, Products], tmp_path: Path
 ) -> None:

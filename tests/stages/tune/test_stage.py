@@ -253,6 +253,7 @@ def test_every_trial_is_a_nested_run(studied: Studied) -> None:
         assert not trial.failed or "not finite" in run.data.tags["distspec.reason"]
 
 
+@pytest.mark.slow
 def test_what_it_found_loads_and_trains_to_the_same_loss(studied: Studied) -> None:
     found = load(str(studied.tuned.path))
     assert found.train.epochs == studied.experiment.train.epochs
@@ -285,6 +286,7 @@ def test_what_cannot_be_tuned_is_refused_before_ray_starts(done: tuple[Experimen
         tune(experiment, made.store)
 
 
+@pytest.mark.slow
 def test_a_damaged_store_ends_the_study_in_one_line_and_fails_no_trial(
     done: tuple[Experiment, Products], tmp_path: Path
 ) -> None:
@@ -299,6 +301,7 @@ def test_a_damaged_store_ends_the_study_in_one_line_and_fails_no_trial(
     assert Study(next((tmp_path / "out").glob("tuning/*"))).ended() == []
 
 
+@pytest.mark.slow
 def test_a_journal_survives_kills_and_a_trial_whose_worker_dies_is_begun_thrice(tmp_path: Path) -> None:
     study = Study(tmp_path)
     first = study._study.ask()
