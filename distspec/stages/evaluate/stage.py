@@ -52,9 +52,8 @@ from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_actors
 from distspec.stages.evaluate.injection import GRADED, KINDS, MOVED, describe
 from distspec.stages.evaluate.section import SCHEMA, content, figures, picture, truth_section
-from distspec.stages.evaluate.workers import Injector, Job, Part, Plan
-from distspec.stages.stage import Job as StageJob
-from distspec.stages.stage import Products, Section, Stage, State, stage_run
+from distspec.stages.evaluate.workers import InjectionJob, Injector, Part, Plan
+from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.statistics.ensembles import SurvivalFunction, rank_mean, rank_union
 from distspec.statistics.holdout import held_out
 from distspec.statistics.recall import (
@@ -96,16 +95,16 @@ class EvaluateStage(Stage):
         """Nothing is planted in no hosts."""
         return "" if experiment.evaluate.hosts else "evaluate.hosts is 0"
 
-    def state(self, job: StageJob) -> State:
+    def state(self, job: Job) -> State:
         """Look for the measurement of these detectors."""
         whole = self.find(job).evaluation is not None
         return State(int(whole), 1, "measurements", "" if whole else "these detectors are not measured")
 
-    def find(self, job: StageJob) -> Products:
+    def find(self, job: Job) -> Products:
         """Open the measurement of these detectors."""
         return job.having(evaluation=evaluated_of(job.experiment, job.store, job.have.checkpoint, job.have.detected))
 
-    def make(self, job: StageJob) -> Products:
+    def make(self, job: Job) -> Products:
         """Plant and measure, or finish doing so."""
         if not job.experiment.evaluate.hosts:
             raise ConfigError("evaluate.hosts is 0, so nothing is planted; set it to some hundreds")
@@ -119,7 +118,7 @@ class EvaluateStage(Stage):
         if made.evaluation is not None:
             yield "measured", str(made.evaluation.folder)
 
-    def sections(self, job: StageJob) -> Iterator[Section]:
+    def sections(self, job: Job) -> Iterator[Section]:
         """Show which planted anomalies of a simulated survey were found, and what planting in one's own tells."""
         if has_truth(job.store):
             yield truth_section(job)
@@ -282,7 +281,7 @@ def _others(order: Int64[np.ndarray, "n"], rng: np.random.Generator) -> Int64[np
 # --- work -------------------------------------------------------------------------------------------------------------
 
 
-def _jobs(plan: Plan, explained: int) -> list[Job]:
+def _jobs(plan: Plan, explained: int) -> list[InjectionJob]:
     """List the jobs, the long ones first."""
     found = []
     for size, hosts, pointing in (
@@ -290,11 +289,11 @@ def _jobs(plan: Plan, explained: int) -> list[Job]:
         (_CHUNK, len(plan.hosts), False),
     ):
         for start in range(0, hosts, size):
-            found += [Job(kind, start, min(start + size, hosts), pointing) for kind in plan.kinds]
+            found += [InjectionJob(kind, start, min(start + size, hosts), pointing) for kind in plan.kinds]
     return found
 
 
-def _work(experiment: Experiment, plan: Plan, folder: Path, arguments: tuple[Any, ...]) -> dict[Job, Part]:
+def _work(experiment: Experiment, plan: Plan, folder: Path, arguments: tuple[Any, ...]) -> dict[InjectionJob, Part]:
     """Do all jobs; those whose files an interrupted run has left are not done again."""
     parts = {}
     jobs = _jobs(plan, experiment.evaluate.explained)
@@ -334,7 +333,7 @@ def _facts(
     detectors: tuple[str, ...],
     joined: Sequence[str],
     background: Float32[np.ndarray, "n detectors"],
-    parts: Mapping[Job, Part],
+    parts: Mapping[InjectionJob, Part],
 ) -> dict[str, Any]:
     """Measure; only kinds that are possible in some host are measured."""
     settings = experiment.evaluate
@@ -452,7 +451,11 @@ def _classical(experiment: Experiment) -> tuple[str, ...]:
 
 
 def _pointing(
-    experiment: Experiment, plan: Plan, kinds: Sequence[str], groups: dict[str, list[str]], parts: Mapping[Job, Part]
+    experiment: Experiment,
+    plan: Plan,
+    kinds: Sequence[str],
+    groups: dict[str, list[str]],
+    parts: Mapping[InjectionJob, Part],
 ) -> list[dict[str, Any]]:
     """Measure every explainer."""
     jobs = [job for job in parts if job.explained]

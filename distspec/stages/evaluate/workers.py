@@ -24,7 +24,7 @@ from distspec.spectra.segments import fold
 from distspec.stages.evaluate.injection import GRADED, Injected, inject
 from distspec.store import SpectraStore
 
-__all__ = ["Injector", "Job", "Part", "Plan", "Pointer"]
+__all__ = ["InjectionJob", "Injector", "Part", "Plan", "Pointer"]
 
 Part = dict[str, Shaped[np.ndarray, "..."]]
 """Result of a job as named arrays."""
@@ -56,7 +56,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Job:
+class InjectionJob:
     """One kind in some hosts: scored at every strength, or explained at the reference strength."""
 
     kind: str
@@ -124,10 +124,10 @@ class Injector:
         self._detectors = {name: (load_detector(folder)[0], scores) for name, (folder, scores) in detectors.items()}
         self._pointers: list[Pointer] | None = None
 
-    def __call__(self, job: Job) -> tuple[Job, Part]:
+    def __call__(self, job: InjectionJob) -> tuple[InjectionJob, Part]:
         return job, self._explained(job) if job.explained else self._scored(job)
 
-    def _scored(self, job: Job) -> Part:
+    def _scored(self, job: InjectionJob) -> Part:
         scores, possible = [], []
         graded = GRADED[job.kind]
         for strength in self._plan.strengths if graded else [self._plan.strengths[self._plan.reference]]:
@@ -140,7 +140,7 @@ class Injector:
         stacked = np.repeat(np.stack(scores, axis=1), times, axis=1)
         return {"scores": stacked, "possible": np.repeat(np.stack(possible, axis=1), times, axis=1)}
 
-    def _injected(self, job: Job, strength: float) -> tuple[Spectra, Injected]:
+    def _injected(self, job: InjectionJob, strength: float) -> tuple[Spectra, Injected]:
         """Inject one kind into some hosts; give what detectors see, and where it was injected."""
         plan, rows = self._plan, slice(job.start, job.stop)
         planted = inject(
@@ -163,7 +163,7 @@ class Injector:
             columns.append(np.stack([details[name] for name in names], axis=1).astype(np.float32))
         return np.concatenate(columns, axis=1)
 
-    def _explained(self, job: Job) -> Part:
+    def _explained(self, job: InjectionJob) -> Part:
         if self._pointers is None:
             self._pointers = self._make_pointers()
         seen, planted = self._injected(job, self._plan.strengths[self._plan.reference])

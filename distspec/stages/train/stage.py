@@ -70,11 +70,10 @@ from distspec.runtime.progress import progress
 from distspec.runtime.tracking import Run
 from distspec.runtime.workers import require_resources
 from distspec.spectra import Spectra, first_reasons
-from distspec.stages.stage import Job as StageJob
-from distspec.stages.stage import Products, Section, Stage, State, stage_run
+from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.stages.train.accuracy import as_text
 from distspec.stages.train.section import sections
-from distspec.stages.train.workers import Job, phases_of, train_loop, train_loop_of_worker
+from distspec.stages.train.workers import TrainingJob, phases_of, train_loop, train_loop_of_worker
 from distspec.store import SpectraStore
 
 __all__ = ["TrainStage", "train"]
@@ -89,7 +88,7 @@ class TrainStage(Stage):
         """Nothing is trained where the settings name a model."""
         return "" if experiment.score.checkpoint is None else "score.checkpoint names a model"
 
-    def state(self, job: StageJob) -> State:
+    def state(self, job: Job) -> State:
         """Count the epochs of all fits that are whole."""
         experiment = job.experiment
         folder = model_folder(experiment, job.store.digest)
@@ -100,7 +99,7 @@ class TrainStage(Stage):
         done = sum(len(newest_epochs(state / phase)) for phase in phases_of(experiment.train))
         return State(min(done, total - 1), total, "epochs", "no model of these settings" if not done else "interrupted")
 
-    def find(self, job: StageJob) -> Products:
+    def find(self, job: Job) -> Products:
         """Open the model that the settings name, or the experiment's own.
 
         Raises:
@@ -113,7 +112,7 @@ class TrainStage(Stage):
         checkpoint.require(job.store.grid, job.store.recipe)
         return job.having(checkpoint=checkpoint)
 
-    def make(self, job: StageJob) -> Products:
+    def make(self, job: Job) -> Products:
         """Train, unless the settings name a model."""
         if job.experiment.score.checkpoint is not None:
             return self.find(job)
@@ -126,7 +125,7 @@ class TrainStage(Stage):
         if made.checkpoint is not None:
             yield "model", str(made.checkpoint.folder)
 
-    def sections(self, job: StageJob) -> Iterator[Section]:
+    def sections(self, job: Job) -> Iterator[Section]:
         """Show the model, how its fits went, and the density of its latents."""
         yield from sections(job.checkpoint, job.experiment.report.score)
 
@@ -216,7 +215,7 @@ def _work(experiment: Experiment, store: SpectraStore, state: Path, run: Run) ->
     follower.start()
     trainer = ray.train.torch.TorchTrainer(
         train_loop_of_worker if settings.workers else train_loop,
-        train_loop_config={"job": Job(store.address, str(state.resolve()), settings, experiment.seed)},
+        train_loop_config={"job": TrainingJob(store.address, str(state.resolve()), settings, experiment.seed)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
             use_gpu=settings.gpu,

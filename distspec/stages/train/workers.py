@@ -30,7 +30,7 @@ _PASSING = ("seconds", "waiting")
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What a training worker needs; small and picklable."""
 
     store: str
@@ -60,7 +60,7 @@ def phases_of(settings: Train) -> dict[str, tuple[int, str]]:
 
 def train_loop(config: dict[str, Any]) -> None:
     """Do all fits in one worker; rank 0 keeps the states and writes the model."""
-    job: Job = config["job"]
+    job: TrainingJob = config["job"]
     settings, state = job.settings, Path(job.state)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), max(context.get_world_size(), 1)
@@ -108,7 +108,7 @@ def _report(epoch: Epoch) -> None:
     ray.train.report(dict(epoch))
 
 
-def _autoencoder(job: Job, feed: Feed, device: torch.device, phases: dict[str, list[Epoch]]) -> nn.Module:
+def _autoencoder(job: TrainingJob, feed: Feed, device: torch.device, phases: dict[str, list[Epoch]]) -> nn.Module:
     """Fit the autoencoder, and the second one behind it if the settings ask for it."""
     settings, state = job.settings, Path(job.state)
     torch.manual_seed(job.random)

@@ -60,11 +60,10 @@ from distspec.results.layout import tuned_path, tuning_folder
 from distspec.runtime.progress import progress
 from distspec.runtime.tracking import Run
 from distspec.runtime.workers import connect, require_resources
-from distspec.stages.stage import Job as StageJob
-from distspec.stages.stage import Products, Stage, State, Tuned, stage_run
+from distspec.stages.stage import Job, Products, Stage, State, Tuned, stage_run
 from distspec.stages.tune.space import Chooser, Least, Space
 from distspec.stages.tune.study import NAME, Study, number_of
-from distspec.stages.tune.workers import Job, run_trial
+from distspec.stages.tune.workers import TrialJob, run_trial
 from distspec.store import SpectraStore
 
 __all__ = ["TuneStage", "tune"]
@@ -79,7 +78,7 @@ class TuneStage(Stage):
     name, uses = "tune", ("ingest",)
     in_run = False
 
-    def state(self, job: StageJob) -> State:
+    def state(self, job: Job) -> State:
         """Count the trials that have ended."""
         folder, total = _plan(job.experiment, job.store).folder, job.experiment.tune.trials
         if not (folder / "trials.csv").is_file():  # written last
@@ -88,7 +87,7 @@ class TuneStage(Stage):
             done = min(sum(1 for _ in table) - 1, total)
         return State(done, total, "trials", "" if done == total else "more trials are asked for")
 
-    def make(self, job: StageJob) -> Products:
+    def make(self, job: Job) -> Products:
         """Search for settings, or go on with the search."""
         return job.having(tuned=tune(job.experiment, job.store))
 
@@ -152,7 +151,7 @@ def tune(experiment: Experiment, store: SpectraStore) -> Tuned:
     study = Study(folder)
     table = folder / "trials.csv"
     if len(study.ended()) < settings.trials or not _is(table, study.table()):
-        job = Job(store.address, str((folder / "states").resolve()), plan.base, experiment.seed, settings.spectra)
+        job = TrialJob(store.address, str((folder / "states").resolve()), plan.base, experiment.seed, settings.spectra)
         lineage = {"store": store.digest, "recipe": store.recipe}
         with stage_run(experiment, store, "tune", folder.name, lineage) as run:
             _search(Search(experiment, job, space, study, run), folder)
@@ -191,7 +190,7 @@ class Search:
     """One study and what it is followed by."""
 
     experiment: Experiment
-    job: Job
+    job: TrialJob
     space: Space
     study: Study
     run: Run

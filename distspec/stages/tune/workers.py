@@ -28,7 +28,7 @@ _WORST = 1e300
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """What the worker of a trial needs; small and picklable.
 
     Arguments:
@@ -47,7 +47,7 @@ class Job:
 
 
 @one_thread()
-def run_trial(config: dict[str, Any], job: Job) -> None:
+def run_trial(config: dict[str, Any], job: TrialJob) -> None:
     """Train with a trial's settings and report every epoch; a failure is a result too, so that the search learns."""
     limit_threads(1)
     best = math.inf
@@ -68,7 +68,7 @@ def run_trial(config: dict[str, Any], job: Job) -> None:
         ray.tune.report({**told, "loss": math.inf, "halving": _WORST})
 
 
-def _fit(settings: Train, job: Job, state: Path, report: Callable[[Epoch], None]) -> None:
+def _fit(settings: Train, job: TrialJob, state: Path, report: Callable[[Epoch], None]) -> None:
     feed, mean = _spectra(job)
     torch.manual_seed(job.seed)
     model = models.build(settings.model, feed.store.grid).to(feed.device)
@@ -80,7 +80,7 @@ def _fit(settings: Train, job: Job, state: Path, report: Callable[[Epoch], None]
 
 
 @lru_cache(maxsize=1)
-def _spectra(job: Job) -> tuple[Feed, Tensor]:
+def _spectra(job: TrialJob) -> tuple[Feed, Tensor]:
     """Open the spectra and take their mean, once for all trials of a worker."""
     device = "cuda" if job.settings.gpu else "cpu"
     feed = Feed(job.store, job.settings, job.seed, device=device, limit=job.limit)

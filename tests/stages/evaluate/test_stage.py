@@ -23,7 +23,7 @@ from distspec.stages.detect.stage import detect
 from distspec.stages.evaluate import stage
 from distspec.stages.evaluate.injection import inject
 from distspec.stages.evaluate.stage import evaluate, evaluated_of
-from distspec.stages.evaluate.workers import Injector, Job, Pointer
+from distspec.stages.evaluate.workers import InjectionJob, Injector, Pointer
 from distspec.stages.stage import Facts
 from distspec.statistics.holdout import held_out
 from distspec.store import Layer, SpectraStore
@@ -196,7 +196,7 @@ def test_without_strength_scores_are_those_of_the_layers(ready: Ready) -> None:
     """Of a blend they are not, however faint: where nothing is known of the companion, pixels are masked."""
     plan, injector = injector_of(ready)
     for kind in ("cosmic-ray", "extreme-lines", "red-runaway"):
-        seen, planted = injector._injected(Job(kind, 0, 12, False), 1e-9)
+        seen, planted = injector._injected(InjectionJob(kind, 0, 12, False), 1e-9)
         assert planted.possible.all()
         table = Scores([ready.made.scores, *ready.detected.values()])
         known = np.stack([table.take(name, plan.hosts) for name in table.names], axis=1)
@@ -218,7 +218,7 @@ def test_what_the_sample_does_to_spectra_is_done_again(ray_session: None, tmp_pa
     assert not store.statistics.is_identity
     plan = stage._plan(experiment, store)
     injector = Injector(store.path, plan, experiment, None, {})
-    seen, _ = injector._injected(Job("red-runaway", 0, 20, False), 1e-9)
+    seen, _ = injector._injected(InjectionJob("red-runaway", 0, 20, False), 1e-9)
     known = store.take(plan.hosts)
     np.testing.assert_array_equal(seen.good, known.good)
     np.testing.assert_allclose(seen.flux, known.flux, rtol=1e-4, atol=1e-5)
@@ -228,8 +228,8 @@ def test_what_the_sample_does_to_spectra_is_done_again(ray_session: None, tmp_pa
 @pytest.mark.slow
 def test_how_hosts_are_cut_into_parts_changes_no_score(ready: Ready) -> None:
     _, injector = injector_of(ready)
-    _, whole = injector(Job("blend", 0, 12, False))
-    parts = [injector(Job("blend", *span, False))[1] for span in ((0, 5), (5, 6), (6, 12))]
+    _, whole = injector(InjectionJob("blend", 0, 12, False))
+    parts = [injector(InjectionJob("blend", *span, False))[1] for span in ((0, 5), (5, 6), (6, 12))]
     np.testing.assert_allclose(np.concatenate([part["scores"] for part in parts]), whole["scores"], rtol=1e-4)
     np.testing.assert_array_equal(np.concatenate([part["possible"] for part in parts]), whole["possible"])
 
