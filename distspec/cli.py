@@ -1,9 +1,13 @@
 """The command line: one command per verb. Parse, call, print; no logic."""
 
 import ast
+import inspect
 import os
+import re
 import shlex
+import shutil
 import sys
+import textwrap
 import warnings
 from importlib import resources
 from typing import Annotated, Any, Literal
@@ -30,24 +34,44 @@ Check = Annotated[bool, Parameter(help="verify the store that is there: read all
 Mend = Annotated[bool, Parameter(help="as --check, and take out what is damaged, to be made again", negative="")]
 Archive = Annotated[Literal["sdss", "desi", "sparcl"], Parameter(help="where from")]
 Wishes = Annotated[str, Parameter(help="settings, as TOML: to=FOLDER ids=list.csv", allow_leading_hyphen=False)]
+Meanings = Annotated[bool, Parameter(help="what settings mean: of all, or of sections (train.model)", negative="")]
 Port = Annotated[int, Parameter(help="port on the loopback interface")]
 
 
 @app.command(sort_key=0)
 def demo(*overrides: Overrides) -> None:
-    """Simulate a survey, find its planted anomalies and explain them, in ./distspec-demo."""
+    """Simulate a survey, find its planted anomalies and explain them, in ./distspec-demo.
+
+    It is `distspec run` on the preset `demo`: 20,000 spectra, a few minutes on two cores. It ends by naming the report
+    and the command that opens the tracked runs.
+    """
     _run("demo", overrides)
 
 
 @app.command(sort_key=1)
 def run(file: File, /, *overrides: Overrides) -> None:
-    """Go the whole way, from ingest to report. What is done already is not done again."""
+    """Go the whole way, from ingest to report. What is done already is not done again.
+
+    The stages are ingest, train, score, detect, compare, explain, cluster, evaluate and report; each is a verb of its
+    own, whose --help tells what it does. A run that was interrupted, or killed, goes on where it stopped and ends with
+    the same bytes. Settings on the command line win over the file:
+
+        distspec run sdss.toml train.epochs=80 explain.scores='["mse", "chi2"]'
+
+    Input that cannot be used gets one line and exit status 2. A run that was interrupted ends with 130, by SIGTERM with
+    143. One run at a time works in an output.
+    """
     _run(file, overrides)
 
 
 @app.command(sort_key=2)
 def plan(file: File, /, *overrides: Overrides) -> None:
-    """Say how far each stage is and what is left to do; starts nothing, writes nothing."""
+    """Say how far each stage is and what is left to do; starts nothing, writes nothing.
+
+    A line a stage: `done`; `begun` or `pending` with how much of it is done and why it is not; `waits` for a stage that
+    is not done, since the names of what it makes depend on that; or `off`, and which setting leaves it out. It may be
+    asked while a run is at work.
+    """
     from distspec.config import load
 
     experiment = load(file, overrides)
@@ -158,8 +182,13 @@ def export(file: File, /, *overrides: Overrides) -> None:
 
 
 @app.command(sort_key=15)
-def config(file: File | None = None, /, *overrides: Overrides) -> None:
-    """Print the resolved settings, defaults included, as TOML."""
+def config(file: File | None = None, /, *overrides: Overrides, explain: Meanings = False) -> None:
+    """Print the resolved settings, defaults included, as TOML; with --explain, what they mean and may be."""
+    if explain:
+        from distspec.config.reference import describe
+
+        print(describe([*filter(None, [file]), *overrides], shutil.get_terminal_size().columns))
+        return
     from distspec.config import dump, load
 
     print(dump(load(file, overrides)), end="")
@@ -167,7 +196,11 @@ def config(file: File | None = None, /, *overrides: Overrides) -> None:
 
 @app.command(sort_key=16)
 def ui(file: File, /, *overrides: Overrides, port: Port = 5000) -> None:
-    """Open the pages of the tracked runs on this machine (Ctrl-C ends it)."""
+    """Open the pages of the tracked runs on this machine (Ctrl-C ends it).
+
+    Runs and models go to a SQLite file in the output folder, or to the server that `tracking.uri` or
+    MLFLOW_TRACKING_URI names, which has pages of its own.
+    """
     from distspec.config import load
     from distspec.runtime.tracking import serve
 
@@ -222,20 +255,31 @@ def main() -> None:
 
 def _add_details(words: list[str]) -> None:
     """Let `distspec VERB --help` print what the stage says of itself: the docstring of its module."""
-    if len(words) < 2 or not {"--help", "-h"} & set(words[1:]):
+    if len(words) < 2 or not {"--help", "-h"} & set(words[1:]) or words[0] not in app:
         return
+    verb = app[words[0]]
+    text = inspect.getdoc(verb.default_command) or ""
     folder = resources.files("distspec") / "stages"
     for place in (folder / words[0] / "stage.py", folder / f"{words[0]}.py"):
         if place.is_file():
             # Read and not imported: the stage's libraries take seconds.
             text = ast.get_docstring(ast.parse(place.read_text("utf-8"))) or ""
-            app[words[0]].help = "\n\n".join(_unwrapped(part) for part in text.split("\n\n"))
+            text += f"\n\nWhat each of its settings means: distspec config --explain {words[0]}"
+    verb.help = "\n\n".join(_wrapped(part) for part in text.split("\n\n"))
 
 
-def _unwrapped(paragraph: str) -> str:
-    """Join the lines of running text, which the terminal wraps anew; leave lists and examples as they are."""
-    lines = paragraph.splitlines()
-    return paragraph if any(line.startswith((" ", "- ")) for line in lines) else " ".join(lines)
+def _wrapped(paragraph: str) -> str:
+    """Wrap running text and lists for the terminal; leave what is set in, examples and tables, as it is."""
+    if paragraph.startswith(" "):
+        return paragraph
+    # Longer lines are hard to read, however wide the terminal is.
+    width = min(shutil.get_terminal_size().columns, 100)
+    return "\n".join(
+        textwrap.fill(
+            " ".join(item.split()), width, subsequent_indent="  " * item.startswith("- "), break_on_hyphens=False
+        )
+        for item in re.split(r"\n(?=- )", paragraph)
+    )
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:

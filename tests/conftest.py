@@ -2,6 +2,13 @@
 
 import json
 import os
+
+# Before a library starts its threads, and for programs that tests start too: in many small operations they would only
+# wait for each other. A run under OMP_NUM_THREADS=4 shows what threads change.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,16 +16,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
 
 from distspec.config import Dense, Experiment
 from distspec.models.autoencoders.dense import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products, run
 from distspec.spectra import Spectra, WaveGrid
-from distspec.store import SpectraStore
+from distspec.store import SpectraStore, StoreSpec
 from tests.support.small import small
 
 LIME = {"kind": "lime", "segments": {"kind": "uniform", "count": 20}}
+
+# How long an example takes says something about the machine and what else it does.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data" / "real"
 """Real survey files beside the checkout; tests that need them skip where they are absent."""
@@ -54,13 +67,14 @@ def device(pytestconfig: pytest.Config) -> str:
     return str(pytestconfig.getoption("--device"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Many small operations: threads would only wait for each other."""
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    """Give this process four threads in every pool, as a driver has on a larger machine."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threadpool_limits(limits=4):
+        torch.set_num_threads(4)
+        yield
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -111,22 +125,24 @@ def make_store(
     }
     store = SpectraStore.create(
         path,
-        grid=spectra.grid,
-        frame="rest",
-        rows=count,
-        shard_rows=shard_rows,
-        chunk_rows=chunk_rows,
-        columns={"id": ("i8", ()), "z": ("f8", ()), "status": ("i4", ())},
-        digest="store",
-        recipe="recipe",
-        settings={},
+        StoreSpec(
+            grid=spectra.grid,
+            frame="rest",
+            rows=count,
+            shard_rows=shard_rows,
+            chunk_rows=chunk_rows,
+            columns={"id": ("i8", ()), "z": ("f8", ()), "status": ("i4", ())},
+            digest="store",
+            recipe="recipe",
+            settings={},
+        ),
     )
     for shard in store.pending():
         rows = slice(*store.base.bounds(shard))
         store.write(shard, spectra[rows], {name: values[rows] for name, values in columns.items()})
     if look:
         store.freeze(None)
-        store.looked()
+        store.mark_finished()
     return store
 
 

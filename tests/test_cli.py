@@ -13,6 +13,7 @@ from distspec.pipeline import Products
 from distspec.sources.simulation.survey import SimulatedSurvey
 from distspec.stages.order import STAGES
 from distspec.stages.train.accuracy import as_text
+from tests.support.processes import finished
 from tests.support.small import small
 from tests.support.survey_files import write_sdss
 
@@ -170,6 +171,29 @@ def test_an_output_that_cannot_be_written_is_refused(
     assert "cannot write to the output" in refused(monkeypatch, capsys, "run", "demo", f"output={where}")
 
 
+@pytest.mark.parametrize("verb", ["fetch", *(stage.name for stage in STAGES)])
+def test_the_help_of_a_verb_is_what_its_stage_says_of_itself(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert call(monkeypatch, verb, "--help") == 0
+    said = capsys.readouterr().out
+    place = "distspec.stages.fetch" if verb == "fetch" else f"distspec.stages.{verb}.stage"
+    assert " ".join(str(importlib.import_module(place).__doc__).split()) in " ".join(said.split())
+    assert f"distspec config --explain {verb}" in said
+    assert max(len(line) for line in said.splitlines()) <= 80
+
+
+def test_help_wraps_text_and_lists_and_leaves_examples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    assert cli._wrapped("one two three four\nfive six seven") == "one two three four five\nsix seven"
+    assert cli._wrapped("- one two three four five six\n- seven") == "- one two three four\n  five six\n- seven"
+    example = "    [train]\n    epochs = 40   # of all of them"
+    assert cli._wrapped(example) == example
+
+
 def test_help_answers_without_heavy_imports() -> None:
     probe = (
         "import sys; sys.argv = ['distspec', '--help']\n"
@@ -184,19 +208,10 @@ def test_help_answers_without_heavy_imports() -> None:
     assert verbs == ["demo", "run", "plan", "fetch", *(stage.name for stage in STAGES), "config", "ui"]
 
 
-@pytest.mark.parametrize("verb", [stage.name for stage in STAGES])
-def test_the_help_of_a_verb_is_what_its_stage_says_of_itself(
-    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(monkeypatch, verb, "--help") == 0
-    stage = importlib.import_module(f"distspec.stages.{verb}.stage")
-    assert " ".join((stage.__doc__ or "").split()) in " ".join(capsys.readouterr().out.split())
-
-
 def test_a_refusal_is_one_line_in_a_real_process_too(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "distspec", "run", "demo", "ingest.source={kind='sdss', path='none'}"]
     words += ["ingest.prepare.dust.kind=none", f"output={tmp_path / 'out'}"]
-    said = subprocess.run(words, capture_output=True, text=True, check=False)
+    said = finished(words)
     assert said.returncode == 2
     assert said.stderr.count("\n") == 1, said.stderr
     assert "Traceback" not in said.stderr

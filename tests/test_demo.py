@@ -1,7 +1,6 @@
 """The demo as a new user runs it."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,18 +10,18 @@ from distspec.results.scores import Scores
 from distspec.results.truth import pointing, recovery
 from distspec.sources.simulation.anomalies import STRONG
 from distspec.store import SpectraStore
+from tests.support.processes import PATIENCE, finished
 
 
 def demo(folder: Path, *overrides: str) -> str:
-    command = [sys.executable, "-m", "distspec", "demo", *overrides]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=900)
+    done = finished([sys.executable, "-m", "distspec", "demo", *overrides], cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(2 * PATIENCE)
 def test_a_small_demo_goes_the_whole_way_and_is_quiet(tmp_path: Path) -> None:
     methods = "explain.methods=[{kind='lime', samples=200}, {kind='imo', windows=[16, 64], baselines=2}]"
     fewer = ["ingest.source.spectra=1200", "train.epochs=4", methods, "evaluate.hosts=8", "detect.sample=800"]
@@ -37,7 +36,7 @@ def test_a_small_demo_goes_the_whole_way_and_is_quiet(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2 * PATIENCE)
 def test_the_demo_finds_the_strong_anomalies_and_points_at_them(tmp_path: Path) -> None:
     demo(tmp_path)
     store = SpectraStore.open(tmp_path / "distspec-demo/store.zarr")

@@ -1,4 +1,3 @@
-import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from distspec.config import Experiment, dump, load
 from distspec.errors import CheckpointError, ConfigError, StoreNotFoundError
 from distspec.pipeline import Products, plan, run
 from distspec.stages.stage import State
+from tests.support.processes import PATIENCE, finished, started
 from tests.support.small import contents, small
 
 
@@ -115,7 +115,7 @@ def test_two_runs_on_one_output_do_not_meet(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3 * PATIENCE)
 def test_killed_anywhere_and_started_again_it_gives_the_same_bytes(
     done: tuple[Experiment, Products], tmp_path: Path
 ) -> None:
@@ -126,11 +126,12 @@ def test_killed_anywhere_and_started_again_it_gives_the_same_bytes(
     (tmp_path / "small.toml").write_text(dump(experiment), "utf-8")
     store = output / "store.zarr"
     _killed_when(tmp_path, lambda: any((store / "base/commits/c").glob("*")))
-    finished = {path: path.stat().st_mtime_ns for path in (store / "base/flux/c").glob("0/*")}
+    stamps = {path: path.stat().st_mtime_ns for path in (store / "base/flux/c").glob("0/*")}
     _killed_when(tmp_path, lambda: any(output.glob("training/*/first/epoch-00001/state.json")))
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     _killed_when(tmp_path, lambda: any(store.glob("layers/score-*/commits/c/*")))
-    subprocess.run(_command(tmp_path), check=True, capture_output=True, timeout=300)
+    ended = finished(_command(tmp_path))
+    assert ended.returncode == 0, ended.stderr
     assert contents(store) == contents(Path(made.store.path))
     models = [contents(folder)["model.safetensors"] for folder in (output / "models").iterdir()]
     assert models == [contents(Path(made.checkpoint.folder))["model.safetensors"]]
@@ -143,30 +144,31 @@ def _command(folder: Path) -> list[str]:
 
 def _killed_when(folder: Path, reached: Callable[[], bool]) -> None:
     """Start a run and kill its driver as soon as it has got somewhere."""
-    with open(folder / "log", "ab") as log:
-        driver = subprocess.Popen(_command(folder), stdout=log, stderr=log)
-    deadline = time.monotonic() + 240
-    while not reached() and driver.poll() is None:
-        assert time.monotonic() < deadline, (folder / "log").read_text()
+    with open(folder / "log", "ab") as log, started(_command(folder), stdout=log, stderr=log) as driver:
+        _wait_until(lambda: reached() or driver.poll() is not None)
+        driver.kill()
+        killed = driver.wait() == -signal.SIGKILL
+    assert killed, "the run ended before it could be killed: " + (folder / "log").read_text()
+
+
+def _wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.kill(driver.pid, signal.SIGKILL)
-    assert driver.wait() == -signal.SIGKILL, "the run ended before it could be killed: " + (folder / "log").read_text()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * PATIENCE)
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_ends_in_order_and_says_how_to_go_on(
     done: tuple[Experiment, Products], tmp_path: Path, sent: signal.Signals, status: int
 ) -> None:
     changes = {"model": {"hidden": [32], "latents": 4}, "epochs": 5000, "patience": 5000}
     (tmp_path / "small.toml").write_text(dump(small(tmp_path / "out", train=changes)), "utf-8")
-    driver = subprocess.Popen(_command(tmp_path), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not any((tmp_path / "out").glob("training/*/first/epoch-00002/state.json")):
-        assert driver.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    driver.send_signal(sent)
-    assert driver.wait(timeout=60) == status
-    said = driver.stderr.read()
-    assert said == "distspec: interrupted; the same command goes on where it stopped\n"
+    with started(_command(tmp_path), stderr=subprocess.PIPE) as driver:
+        third = "training/*/first/epoch-00002/state.json"
+        _wait_until(lambda: any((tmp_path / "out").glob(third)) or driver.poll() is not None)
+        driver.send_signal(sent)
+        _, said = driver.communicate(timeout=PATIENCE)
+    assert (driver.returncode, said) == (status, "distspec: interrupted; the same command goes on where it stopped\n")

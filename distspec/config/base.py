@@ -27,7 +27,7 @@ VARIANTS = ("", "_filtered", "_trimmed", "_filtered_trimmed")
 """Of every reconstruction score: all pixels, without windows around emission lines, without the largest residuals."""
 
 RECONSTRUCTION = (*(f"mse{name}" for name in VARIANTS), *(f"relative{name}" for name in VARIANTS), "chi2")
-"""Eight scores of Ortiz & Boquien, and the masked chi-squared per good pixel (detectors/reconstruction.py)."""
+"""Eight scores of Ortiz & Boquien, and the masked chi-squared per good pixel."""
 
 METRICS = {"mad": 1.0, "lp": 0.33}
 """Other exponents of the residuals, by the name of the score."""

@@ -12,7 +12,7 @@ AtLeastTwo = Annotated[int, Field(ge=2)]
 
 
 class Cluster(Settings):
-    """Explanations of one method -> groups of spectra that are odd for the same reason (stages/cluster.py).
+    """Explanations of one method -> groups of spectra that are odd for the same reason.
 
     The defaults are those of Ortiz & Boquien: k-means of absolute weights, each vector divided by its length.
     """
@@ -24,6 +24,7 @@ class Cluster(Settings):
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the explained spectra that is clustered, those of highest score."""
     algorithm: Literal["kmeans", "hdbscan"] = "kmeans"
+    """k-means of `k` clusters, or HDBSCAN, which finds their number and leaves spectra over."""
     k: Annotated[Count | None, Off] = None
     """Number of clusters of k-means; none takes that of `scan` with the largest mean silhouette."""
     scan: tuple[AtLeastTwo, AtLeastTwo] = (2, 23)

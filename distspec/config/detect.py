@@ -1,4 +1,4 @@
-"""Settings of the classical detectors, of their comparison, and of the measurement of how good each one is."""
+"""Settings of the `detect`: the classical detectors, and what they are fitted on."""
 
 from typing import Annotated, Literal
 
@@ -9,10 +9,7 @@ from distspec.config.base import Count, Fraction, Off, Positive, Settings
 __all__ = [
     "AnyDetector",
     "Classical",
-    "Compare",
     "Detect",
-    "Errors",
-    "Evaluate",
     "Fisher",
     "Forest",
     "Isolation",
@@ -27,7 +24,7 @@ class Classical(Settings):
     """What every classical detector shares."""
 
     name: Name = ""
-    """Of its score: the kind, unless variants of one kind are to stand side by side."""
+    """Name of its score: the kind, unless variants of one kind are to stand side by side."""
 
 
 class Pca(Classical):
@@ -36,6 +33,7 @@ class Pca(Classical):
     kind: Literal["pca"] = "pca"
     name: Name = "pca"
     components: Count = 20
+    """Principal components that are kept."""
     fit: Literal["global", "local"] = "global"
     """One set of components for whole spectra, or one for each region."""
     weight: Literal["ivar", "none"] = "ivar"
@@ -55,7 +53,9 @@ class Forest(Classical):
     """Synthetic spectra: each pixel drawn from its own distribution over the sample; each of `chunks` runs of pixels
     taken from one spectrum; or uniform between the least and the largest flux of each pixel."""
     chunks: Annotated[int, Field(ge=2)] = 10
+    """Runs of pixels in a synthetic spectrum, for `synthetic = "chunks"`."""
     trees: Count = 100
+    """Trees of the forest."""
     trees_per_draw: Count = 10
     """Trees that are trained on the same synthetic spectra."""
     subsample: Annotated[Count | None, Off] = 8_192
@@ -66,6 +66,7 @@ class Forest(Classical):
     """`all`: to all spectra of the survey, over a spectrum's own good leaves, from leaf counts. `pairwise`: mean to a
     reference sample, over the leaves that are good for both. `neighbour`: that of the k-th most similar one of them."""
     reference: Count = 2_500
+    """Spectra of the reference sample, for `pairwise` and `neighbour`."""
     neighbour: Count = 10
     """k: place among the sorted distances, counted from 0, so that a spectrum of the reference counts itself."""
     bins: Bins = None
@@ -84,6 +85,7 @@ class Isolation(Classical):
     kind: Literal["isolation"] = "isolation"
     name: Name = "isolation"
     trees: Count = 200
+    """Trees of the forest."""
     subsample: Annotated[int, Field(ge=2)] = 256
     """Spectra that a tree isolates."""
     ranks: bool = True
@@ -98,8 +100,9 @@ class Fisher(Classical):
     kind: Literal["fisher"] = "fisher"
     name: Name = "fisher"
     components: Count = 10
-    """Principal components."""
+    """Principal components whose space the mixture is fitted in."""
     gaussians: Count = 16
+    """Gaussians of the mixture."""
     weight_floor: Fraction = 0.002
     """Smallest weight of a Gaussian; one of hardly any spectra would otherwise decide every score."""
 
@@ -114,10 +117,10 @@ AnyDetector = Annotated[
 
 
 class Detect(Settings):
-    """Store -> classical detectors fitted, and their scores (stages/detect.py)."""
+    """Store -> classical detectors fitted, and their scores."""
 
     detectors: tuple[AnyDetector, ...] = ()
-    """Tables [[detect.detectors]], each with a `kind`: pca, forest, isolation or fisher."""
+    """Detectors to fit, each with a name and a layer of its own."""
     sample: Annotated[int, Field(ge=2)] = 20_000
     """Spectra that trees and mixtures are fitted on, in chunks spread over the store; those of the validation set are
     not among them. What adds up (moments, leaf counts) is taken from the whole survey."""
@@ -141,55 +144,3 @@ class Detect(Settings):
             for one in self.detectors
             for name in ((one.name, f"{one.name}_mixture") if one.kind == "fisher" else (one.name,))
         )
-
-
-class Errors(Settings):
-    """Which spectra are listed for their reconstruction errors (Sharma et al., section 4)."""
-
-    sigma: Positive = 3.0
-    """Mean differences beyond so many standard deviations are listed."""
-    rmse: Annotated[Positive | None, Off] = None
-    """Root mean squared errors above this are listed; none lists those beyond `sigma` standard deviations."""
-
-
-class Compare(Settings):
-    """Scores -> how far detectors agree, and what they lean towards (stages/compare.py)."""
-
-    top: Count = 500
-    """Length of the lists whose overlaps are counted, g."""
-    sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (100, 200, 300, 500, 750, 1_000, 1_500, 2_000)
-    """Lengths at which the number of anomalies is estimated again."""
-    bias: Count = 100
-    """Length of the lists that are tested for what they lean towards."""
-    properties: tuple[str, ...] = ()
-    """Catalogue columns of numbers to test; none takes those among snr, z, magnitudes, plate, fibre and exposure that
-    the store has."""
-    exposures: tuple[str, ...] = ()
-    """Catalogue columns that together name an exposure; none takes those that the survey has."""
-    scores: tuple[str, ...] = ()
-    """Scores to compare; none takes chi2, mse, density and every classical detector that there is."""
-    errors: Errors = Errors()
-
-
-class Evaluate(Settings):
-    """Store with planted anomalies -> how good each detector and explainer is (stages/evaluate.py)."""
-
-    hosts: Annotated[int, Field(ge=0)] = 400
-    """Spectra of the validation set that every anomaly is planted in; 0 leaves the evaluation out of `run`."""
-    kinds: tuple[str, ...] = ()
-    """Kinds to plant; none takes all that leave a trace on the store's grid."""
-    strengths: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...], Field(min_length=1)] = (
-        0.1,
-        0.25,
-        0.5,
-        1.0,
-        2.0,
-    )
-    """1 is a clear case, as the simulator plants it."""
-    levels: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.001, 0.01, 0.05)
-    """Shares of the survey that are looked at."""
-    explained: Annotated[int, Field(ge=0)] = 20
-    """Hosts, at strength 1, whose planted spectra are explained."""
-    strata: Count = 3
-    """Parts of equal number by S/N, and by redshift."""
-    bootstrap: Annotated[int, Field(ge=2)] = 500

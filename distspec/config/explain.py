@@ -1,4 +1,4 @@
-"""Settings of the explanations: which spectra, which scores, by which methods; and the ways up the density."""
+"""Settings of the explanations: which spectra, which scores, by which methods; and the ascents of the density."""
 
 from typing import Annotated, Literal
 
@@ -36,16 +36,16 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class Ascent(Settings):
-    """The way of a spectrum's latents up the gradient of log p (explainers/ascent.py)."""
+    """The ascent of a spectrum's latents along the gradient of log p."""
 
     limit: Count = 200
     """Largest number of spectra followed per score."""
     steps: Count = 100
-    """Most steps of a way."""
+    """Steps of an ascent, at most."""
     length: Positive = 0.25
-    """Of a step at most; 1 is a standard deviation of the latents of ordinary spectra."""
+    """Length of a step at most; 1 is a standard deviation of the latents of ordinary spectra."""
     points: Annotated[int, Field(ge=2)] = 5
-    """Places along the way that are decoded, start and end among them."""
+    """Places along the ascent that are decoded, start and end among them."""
 
 
 # --- segments ---------------------------------------------------------------------------------------------------------
@@ -56,6 +56,7 @@ class Uniform(Settings):
 
     kind: Literal["uniform"] = "uniform"
     count: Count = 125
+    """Segments of equal width; at most the number of pixels."""
 
 
 class Slic(Settings):
@@ -63,9 +64,9 @@ class Slic(Settings):
 
     kind: Literal["slic"] = "slic"
     count: Count = 64
-    """Asked for; how many there are is up to the spectrum."""
+    """Segments asked for; how many there are is up to the spectrum."""
     sigma: Annotated[float, Field(ge=0)] = 3.0
-    """Of the smoothing beforehand, pixels."""
+    """Standard deviation of the smoothing beforehand, pixels."""
     compactness: Positive = 0.01
     """Weight of nearness against likeness of flux."""
 
@@ -94,6 +95,7 @@ class Scale(Settings):
 
     kind: Literal["scale"] = "scale"
     factor: float = 0.9
+    """What deviations of the shape from its median are multiplied by; 1 changes nothing."""
     same_noise: bool = True
     """False scales the noise too."""
 
@@ -103,10 +105,11 @@ class Flat(Settings):
 
     kind: Literal["flat"] = "flat"
     level: float = 1.0
+    """Flux of the level, in the unit of the store: 1 is the norm of a normalized spectrum."""
     same_noise: bool = True
     """False puts white noise in the place of the spectrum's own."""
     sigma: Annotated[float, Field(ge=0)] = 1.0
-    """Of that white noise."""
+    """Standard deviation of that white noise, in the unit of the store's flux."""
 
 
 class SegmentMean(Settings):
@@ -114,7 +117,9 @@ class SegmentMean(Settings):
 
     kind: Literal["mean"] = "mean"
     same_noise: bool = True
+    """Keep the spectrum's own noise; false puts white noise in its place."""
     sigma: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of that white noise, in the unit of the store's flux."""
 
 
 class SameShape(Settings):
@@ -122,6 +127,7 @@ class SameShape(Settings):
 
     kind: Literal["same_shape"] = "same_shape"
     sigma: Annotated[float, Field(ge=0)] = 0.05
+    """Standard deviation of the white noise, in the unit of the store's flux."""
 
 
 class Gaussians(Settings):
@@ -129,8 +135,11 @@ class Gaussians(Settings):
 
     kind: Literal["gaussians"] = "gaussians"
     amplitude: float = 0.1
+    """Height of the Gaussians, in the unit of the store's flux; negative ones are dips."""
     same_noise: bool = True
+    """Keep the spectrum's own noise; false puts white noise in its place."""
     sigma: Annotated[float, Field(ge=0)] = 0.05
+    """Standard deviation of that white noise, in the unit of the store's flux."""
 
 
 class Unchanged(Settings):
@@ -166,30 +175,34 @@ class Method(Settings):
     """What all methods share."""
 
     name: Name = ""
-    """The kind, unless variants of one kind are to stand side by side."""
+    """Name of the method: the kind, unless variants of one kind are to stand side by side."""
 
 
 class Lime(Method):
-    """Switch segments off at random, score, and fit a local linear model (explainers/lime.py)."""
+    """Switch segments off at random, score, and fit a local linear model."""
 
     kind: Literal["lime"] = "lime"
     name: Name = "lime"
     segments: AnySegments = Uniform()
+    """What is switched off as one: segments of equal width, of like flux, or of lines."""
     samples: Annotated[int, Field(ge=2)] = 5_000
+    """Versions of a spectrum that are scored, each with about half of its segments switched off."""
     perturbation: AnyPerturbation = Reconstructed()
     """What stands where a segment is switched off; on planted anomalies `reconstruction` points best by far."""
     smoothing: Positive = 3.0
     """Standard deviation of the Gaussian that parts noise from shape, pixels."""
     kernel_width: Annotated[float, Field(ge=0.05)] = 0.25
-    """Of the weights by distance; below its bound hardly a mask but the first has any."""
+    """Width of the kernel that weights samples by their cosine distance from the whole spectrum; below its bound hardly
+    a mask but the first has any."""
     ridge: Annotated[float, Field(ge=0)] = 1.0
+    """Penalty on the squares of the linear model's weights; 0 fits without one."""
     settle: Annotated[Fraction | None, Off] = None
     """Take no more samples of a spectrum when the standard errors of its weights are below this part of the heaviest
     weight; none takes all."""
 
 
 class Imo(Method):
-    """Inverse Multiscale Occlusion: put windows of the spectrum into ordinary ones (explainers/occlusion.py)."""
+    """Inverse Multiscale Occlusion: put windows of the spectrum into ordinary ones."""
 
     kind: Literal["imo"] = "imo"
     name: Name = "imo"
@@ -243,8 +256,11 @@ class ExpectedGradients(Method):
     kind: Literal["expected_gradients"] = "expected_gradients"
     name: Name = "expected_gradients"
     steps: Count = 50
+    """Nodes of the Gauss-Legendre rule between each baseline and the spectrum."""
     baselines: Count = 64
+    """Ordinary spectra that serve as baselines."""
     like: Literal["any", "class", "redshift"] = "any"
+    """Draw them from the whole store, among those of the spectrum's class, or near its redshift."""
 
 
 class Ablation(Method):
@@ -253,6 +269,7 @@ class Ablation(Method):
     kind: Literal["ablation"] = "ablation"
     name: Name = "ablation"
     baseline: Literal["zero", "reconstruction"] = "zero"
+    """Flux 0, or what the model makes of the spectrum."""
 
 
 class Occlusion(Method):
@@ -261,8 +278,11 @@ class Occlusion(Method):
     kind: Literal["occlusion"] = "occlusion"
     name: Name = "occlusion"
     window: Count = 16
+    """Width of the window, pixels."""
     stride: Count = 1
+    """Pixels from one window to the next; at most the window, so that none is left out."""
     baseline: Literal["zero", "reconstruction"] = "zero"
+    """Flux 0, or what the model makes of the spectrum."""
 
     @model_validator(mode="after")
     def _covers(self) -> "Occlusion":
@@ -285,13 +305,12 @@ AnyMethod = Annotated[
 
 
 class Explain(Settings):
-    """Top rows and model -> weights of wavelengths, and the way to higher probability (stages/explain.py)."""
+    """Top rows and model -> weights of wavelengths, and the ascent to higher probability."""
 
     scores: Annotated[tuple[ScoreName, ...], Field(min_length=1)] = ("mse",)
     """Scores whose top lists are explained; each spectrum is explained for all of them."""
     methods: Annotated[tuple[AnyMethod, ...], Field(min_length=1)] = (Lime(),)
-    """Tables [[explain.methods]], each with a `kind`: lime, imo, gradient, gradient_input, integrated_gradients,
-    expected_gradients, ablation or occlusion."""
+    """Methods that explain, each with a name and a layer of its own."""
     ids: str | None = None
     """Explain these spectra in the place of the top lists: text with one id a line (.txt), or a table (CSV, FITS,
     Parquet, VOTable) with a column `id`."""

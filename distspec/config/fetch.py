@@ -16,6 +16,7 @@ class Transfer(Settings):
     """How an archive is asked: few connections, a bounded rate, and patience."""
 
     connections: Annotated[int, Field(ge=1, le=16)] = 4
+    """Connections that are open at a time."""
     per_second: Positive = 10.0
     """Requests a second, over all connections together."""
     attempts: Count = 6
@@ -33,7 +34,7 @@ class Transfer(Settings):
 
 
 class FetchSdss(Settings):
-    """Spectra of SDSS, BOSS and eBOSS from the Science Archive Server (archives/sdss.py)."""
+    """Spectra of SDSS, BOSS and eBOSS from the Science Archive Server: `distspec fetch sdss to=FOLDER ids=TABLE`."""
 
     kind: Literal["sdss"] = "sdss"
     to: str
@@ -41,8 +42,9 @@ class FetchSdss(Settings):
     ids: str | None = None
     """A table (CSV, ECSV, FITS, Parquet) with plate, mjd, fiberid and, if known, run2d."""
     query: str | None = None
-    """SQL for SkyServer whose result has these columns, in place of `ids`."""
+    """SQL for SkyServer whose result has the columns of `ids`, in place of them."""
     release: Literal["dr8", "dr9", "dr10", "dr11", "dr12", "dr13", "dr14", "dr15", "dr16", "dr17"] = "dr17"
+    """Data release whose files are fetched."""
     run2d: Annotated[str, Field(pattern=r"^(26|103|104|v\d+_\d+_\d+)$")] | None = None
     """Reduction of all spectra whose row names none; none tries those of the release in which the plate can be."""
     spectra: Literal["lite", "full"] = "lite"
@@ -50,7 +52,9 @@ class FetchSdss(Settings):
     plates: bool = False
     """Fetch whole plates (`spPlate` with `spZbest`) in place of a file for each spectrum."""
     url: Address = "https://data.sdss.org/sas"
+    """Root of the archive, or of a mirror of it."""
     skyserver: Address = "https://skyserver.sdss.org"
+    """Root of SkyServer, which answers `query`."""
     rows_max: Count = 500_000
     """Rows at which SkyServer cuts an answer off; a query that gives as many is refused."""
     checksums: str | None = None
@@ -67,7 +71,7 @@ class FetchSdss(Settings):
 
 
 class FetchDesi(Settings):
-    """DESI `coadd` files with their `redrock` files from the public releases (archives/desi.py)."""
+    """DESI `coadd` and `redrock` files from the public releases: `distspec fetch desi to=FOLDER ids=TABLE`."""
 
     kind: Literal["desi"] = "desi"
     to: str
@@ -79,14 +83,16 @@ class FetchDesi(Settings):
     primary: bool = True
     """Of a target's several coadds take the one that the catalogue marks as its best (ZCAT_PRIMARY)."""
     release: Literal["edr", "dr1"] = "dr1"
+    """Data release whose files are fetched: the early one, or DR1."""
     url: Address = "https://data.desi.lbl.gov/public"
+    """Root of the archive, or of a mirror of it."""
     check: bool = False
     """Read again the files that are there, and replace those that are no longer what was fetched."""
     transfer: Transfer = Transfer()
 
 
 class FetchSparcl(Settings):
-    """Spectra from the SPARCL service of NOIRLab, as Parquet tables (archives/sparcl.py)."""
+    """Spectra from the SPARCL service of NOIRLab, as Parquet tables: `distspec fetch sparcl to=FOLDER ids=TABLE`."""
 
     kind: Literal["sparcl"] = "sparcl"
     to: str
@@ -103,6 +109,7 @@ class FetchSparcl(Settings):
     batch: Annotated[int, Field(ge=1, le=500)] = 50
     """Spectra in one request and one table."""
     url: Address = "https://astrosparcl.datalab.noirlab.edu"
+    """Root of the service."""
     check: bool = False
     """Read again the tables that are there, and replace those that are no longer what was fetched."""
     transfer: Transfer = Transfer(per_second=2.0)

@@ -28,9 +28,13 @@ class Dense(Settings):
 
     kind: Literal["dense"] = "dense"
     hidden: tuple[Count, ...] = (800, 590)
+    """Units of the encoder's hidden layers, the first next to the spectrum; the decoder mirrors them."""
     latents: Count = 10
+    """Numbers that a spectrum is reduced to."""
     activation: Literal["relu", "leaky_relu"] = "leaky_relu"
+    """What follows every layer but the last of encoder and decoder."""
     dropout: Dropout = 0.0
+    """Share of a hidden layer's units that each training step leaves out."""
     scale: Literal["unit", "mean"] = "unit"
     """What the centred flux is divided by before the first layer: 1, or the mean spectrum of the training set."""
 
@@ -40,11 +44,14 @@ class Convolutional(Settings):
 
     kind: Literal["convolutional"] = "convolutional"
     channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 16, 8, 8)
+    """Channels of each convolution, the first next to the spectrum; the pixels must be divisible by 2 as often. The
+    latents are the last one's channels times the pixels that remain."""
     kernel: Count = 8
-    """Pixels."""
+    """Width of a convolution, pixels."""
     scaling: Literal["maximum", "range", "none"] = "maximum"
     """What maps each spectrum into [0, 1]: division by its maximum, or its minimum and maximum."""
     output: Literal["sigmoid", "linear"] = "sigmoid"
+    """What the decoder ends with; `sigmoid` keeps the reconstruction in [0, 1] before it is scaled back."""
 
     @model_validator(mode="after")
     def _reachable(self) -> "Convolutional":
@@ -58,10 +65,13 @@ class Variational(Settings):
 
     kind: Literal["variational"] = "variational"
     hidden: tuple[Count, ...] = (256, 128, 64)
+    """Units of the encoder's hidden layers, the first next to the spectrum; the decoder mirrors them."""
     latents: Count = 12
+    """Numbers that a spectrum is reduced to."""
     reconstruction: Positive = 3776.0
     """R, about the number of pixels."""
     alpha: Fraction = 0.0
+    """α; the weight of the Kullback-Leibler term is 1 - α."""
     lam: Annotated[float, Field(ge=1)] = 8.606942414688938
     """λ; the weight of the MMD term is α + λ - 1."""
 
@@ -71,21 +81,27 @@ class Redshifted(Settings):
 
     kind: Literal["redshifted"] = "redshifted"
     latents: Count = 10
+    """Numbers that a spectrum is reduced to."""
     hidden: tuple[Count, ...] = (64, 256, 1024)
     """Hidden layers of the decoder."""
     activation: Literal["speculator", "leaky_relu"] = "speculator"
+    """What follows every hidden layer of the decoder; `speculator` has two learned numbers for each unit (Alsing et al.
+    2020)."""
     z_max: Annotated[float, Field(gt=-1)] = 0.5
-    """The rest-frame model reaches from the grid's first wavelength at this redshift to its last at redshift 0."""
+    """Largest redshift that the model serves: its rest frame reaches from the grid's first wavelength at this redshift
+    to its last at redshift 0."""
     rest_pixels: Annotated[Count | None, Off] = None
-    """Of the rest-frame model, linear in wavelength; none takes the grid's number times 1 + z_max."""
+    """Pixels of the rest-frame model, linear in wavelength; none takes the grid's number times 1 + z_max."""
     similarity: bool = True
     """Add the loss that brings spectra of equal rest-frame shape together in latent space."""
     consistency: bool = True
     """Add the loss that brings a spectrum and its copy at another redshift together in latent space."""
     similarity_amplitude: Positive = 20.0
+    """Largest weight of a squared difference between two rest-frame spectra in the similarity loss."""
     similarity_width: Positive = 1000.0
-    """Å, of the weight along wavelength around 5000 Å."""
+    """σ of that weight along wavelength, Å: it falls as exp(-(λ - 5000 Å)² / 4σ²)."""
     consistency_variance: Positive = 1e-2
+    """Variance in units of which distances between latents enter the consistency loss."""
     fit_amplitude: bool = False
     """Multiply each reconstruction by what fits its spectrum best, for spectra without a common normalisation."""
 
@@ -110,18 +126,25 @@ class Fit(Settings):
     """How a network is fitted by gradient descent."""
 
     epochs: Count = 40
+    """Passes over the training spectra, at most."""
     batch: Count = 512
     """Rows in a step, over all workers together."""
     optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
+    """Rule of the steps; `adam` is AdamW."""
     learning_rate: Positive = 1e-3
+    """Learning rate at the start; of `one_cycle` the largest."""
     final_learning_rate: Positive = 1e-5
+    """Learning rate at the end; of `plateau` the least. `constant` does without."""
     schedule: Literal["polynomial", "plateau", "one_cycle", "constant"] = "polynomial"
     """`polynomial`: linear fall from the first to the final rate; `plateau`: a tenth after every `plateau` epochs
     without a better validation loss; `one_cycle`: cosine up from a 25th and down again over all steps."""
     decay_steps: Annotated[Count | None, Off] = None
     """`polynomial`: steps of the fall, after which the final rate stays; none takes all steps."""
     plateau: Count = 5
+    """`plateau`: epochs without a better validation loss before the rate falls to a tenth."""
     weight_decay: NotNegative = 0.0
+    """Pull of all weights towards zero: its product with the learning rate is the share that each step takes off (of
+    `rmsprop` and `sgd`, a penalty on the squares of weights)."""
     clip: Annotated[Positive | None, Off] = None
     """Largest norm of a gradient; none leaves it as it is."""
     patience: Count = 8
@@ -148,7 +171,8 @@ class Sliced(Density):
 
     kind: Literal["sliced"] = "sliced"
     layers: Count = 500
-    """At most; the validation set stops the fit, of latents after 10 to 50 layers with the regularization below."""
+    """Layers at most; the validation set stops the fit, of latents after 10 to 50 layers with the regularization
+    below."""
     patience: Count = 5
     """Layers without a better validation log p before the fit stops."""
     directions: Annotated[Count | None, Off] = None
@@ -156,12 +180,12 @@ class Sliced(Density):
     knots: Annotated[Annotated[int, Field(ge=2, le=10_000)] | None, Off] = None
     """Knots of a one-dimensional map, M."""
     bandwidth: Positive = 1.0
-    """Of the kernel density estimate, in units of Scott's rule."""
+    """Bandwidth of the kernel density estimate, in units of Scott's rule."""
     regularization: Annotated[tuple[Fraction, Fraction] | None, Off] = (0.5, 0.99)
     """Shares of the identity mixed into a map and into the slopes of its tails, (α1, α2). None is the paper's rule,
     1 - 0.02 log10 n and 1 - 0.001 log10 n, which takes seven times the layers to the same likelihood."""
     slopes: Literal["regression", "one"] = "regression"
-    """Of the tails: fitted to the outermost data, or 1."""
+    """Slopes of the tails: fitted to the outermost data, or 1."""
     components: Annotated[Count | None, Off] = None
     """Without labels: Gaussians of a mixture that parts the latents into classes, each with maps of its own, since no
     single map unfolds separate groups well. None tries up to eight; 1 takes the latents as one."""
@@ -178,9 +202,13 @@ class Spline(Density):
 
     kind: Literal["spline"] = "spline"
     transforms: Count = 5
+    """Transforms, one after the other."""
     hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (128, 128)
+    """Units of the hidden layers of the network that gives each transform its splines."""
     bins: Annotated[int, Field(ge=2)] = 8
+    """Pieces of a spline."""
     fit: Fit = Fit(epochs=100, batch=1024, patience=10)
+    """How the flow is fitted."""
 
 
 AnyDensity = Annotated[

@@ -27,9 +27,13 @@ class Grid(Settings):
     """Wavelength grid of the store: first and last pixel centre, Å vacuum."""
 
     scale: Literal["log", "linear"] = "log"
+    """Pixels of equal width in log wavelength, or in wavelength."""
     first: Positive = 3388.0
+    """Centre of the first pixel, Å vacuum, in the recipe's frame."""
     last: Positive = 8318.0
+    """Centre of the last pixel, Å vacuum; larger than `first`."""
     pixels: Annotated[int, Field(ge=16, le=1_000_000)] = 1000
+    """Number of pixels."""
 
     @model_validator(mode="after")
     def _order(self) -> "Grid":
@@ -45,6 +49,7 @@ class Sky(Settings):
     """`patch` writes the mean of the two neighbouring windows over the flux, as Ortiz & Boquien do; it can copy a
     strong line into the window. `mask` sets ivar = 0."""
     windows: tuple[tuple[Positive, Positive], ...] = ((5565.0, 5590.0),)
+    """Windows [low, high] around sky lines, Å vacuum, observed frame."""
 
 
 class NoDust(Settings):
@@ -58,9 +63,11 @@ class DustColumn(Settings):
 
     kind: Literal["column"] = "column"
     scale: Positive = 0.86
-    """Factor on the column: surveys give the SFD map's own value, to which 0.86 applies as for `DustMap`."""
+    """Factor on the column: surveys give the SFD map's own value, to which 0.86 applies as for the map."""
     law: Literal["F99", "CCM89", "O94", "G23"] = "F99"
+    """Extinction law: Fitzpatrick (1999), Cardelli, Clayton & Mathis (1989), O'Donnell (1994), Gordon et al. (2023)."""
     r_v: Positive = 3.1
+    """R_V, total over selective extinction; each law has a range of its own."""
 
 
 class DustMap(Settings):
@@ -68,10 +75,13 @@ class DustMap(Settings):
 
     kind: Literal["sfd"] = "sfd"
     path: str
+    """Folder with `SFD_dust_4096_ngp.fits` and `SFD_dust_4096_sgp.fits`, or one whose folder `sfd` holds them."""
     scale: Positive = 0.86
     """Factor on the map's E(B-V); 0.86 is the recalibration of Schlafly & Finkbeiner (2011)."""
     law: Literal["F99", "CCM89", "O94", "G23"] = "F99"
+    """Extinction law: Fitzpatrick (1999), Cardelli, Clayton & Mathis (1989), O'Donnell (1994), Gordon et al. (2023)."""
     r_v: Positive = 3.1
+    """R_V, total over selective extinction; each law has a range of its own."""
 
 
 class Median(Settings):
@@ -91,7 +101,9 @@ class AtWavelength(Settings):
 
     kind: Literal["wavelength"] = "wavelength"
     wave: Positive
+    """Centre of the window, Å vacuum, in the recipe's frame."""
     width: Positive = 10.0
+    """Full width of the window, Å."""
 
 
 class Distance(Settings):
@@ -99,6 +111,7 @@ class Distance(Settings):
 
     kind: Literal["distance"] = "distance"
     redshift: Positive = 0.1
+    """z0, whose luminosity distance all amplitudes are brought to."""
 
 
 class NoScale(Settings):
@@ -111,7 +124,9 @@ class Cuts(Settings):
     """Quality limits; a spectrum outside any of them keeps its row and is set aside."""
 
     z_min: Annotated[float | None, Off] = None
+    """Smallest redshift; none sets no limit."""
     z_max: Annotated[float | None, Off] = None
+    """Largest redshift; none sets no limit."""
     snr_min: Annotated[float, Field(ge=0)] = 0.0
     """Smallest median signal-to-noise ratio per pixel of the grid."""
     total_snr_min: Annotated[float, Field(ge=0)] = 0.0
@@ -129,7 +144,7 @@ class Cuts(Settings):
 
 
 class Sample(Settings):
-    """Steps that need statistics of the whole sample (sample.py).
+    """Steps that need statistics of the whole sample.
 
     They are taken over the usable spectra once, frozen into the store, and applied to every spectrum that is read from
     it, those that are added later included.
@@ -154,10 +169,13 @@ class Prepare(Settings):
     """The recipe that turns observed spectra into comparable ones."""
 
     frame: Literal["rest", "observed"] = "rest"
+    """Bring spectra to the rest frame by their redshift, or leave them as observed."""
     grid: Grid = Grid()
     sky: Sky = Sky()
     dust: Annotated[NoDust | DustColumn | DustMap, Field(discriminator="kind")] = NoDust()
+    """Correction for Galactic extinction; survey files are refused until it is chosen."""
     normalize: Annotated[Median | Mean | AtWavelength | Distance | NoScale, Field(discriminator="kind")] = Median()
+    """What the amplitude of each spectrum is brought to."""
     rebin: Literal["conserve", "average", "linear"] = "conserve"
     """`conserve`: mean over the bin weighted by overlap, errors propagated; `average`: plain mean of the pixels whose
     centre falls in the bin (Böhm, Kim & Juneau); `linear`: interpolation of flux and variance (Ortiz & Boquien)."""

@@ -13,15 +13,19 @@ class Condition(Settings):
     """One condition on one column of a catalogue; all that are stated must hold, and a missing value fails."""
 
     column: str
+    """Name of the column, in upper or lower case."""
     min: float | None = None
+    """Lower limit, itself included, in the unit of the column."""
     max: float | None = None
+    """Upper limit, itself included."""
     above: float | None = None
-    """Strict lower limit, where `min` is inclusive."""
+    """Lower limit, itself excluded."""
     below: float | None = None
+    """Upper limit, itself excluded."""
     one_of: tuple[str | int, ...] | None = None
     """Values, compared without regard to padding; text with regard to case."""
     any_bits: tuple[Annotated[int, Field(ge=0, le=63)], ...] | None = None
-    """Numbers of bits of which at least one must be set."""
+    """Numbers of bits, 0 the lowest, of which at least one must be set."""
     no_bits: tuple[Annotated[int, Field(ge=0, le=63)], ...] | None = None
     """Numbers of bits of which none may be set."""
 
@@ -30,9 +34,11 @@ class Wanted(Settings):
     """Which rows of a catalogue are wanted."""
 
     where: tuple[Condition, ...] = ()
+    """Tables, each with a condition; all of them must hold."""
     highest: str | None = None
     """Column (such as SN_MEDIAN_ALL) whose `limit` highest values are taken."""
     limit: Count | None = None
+    """How many rows of highest `highest` are taken."""
 
     @model_validator(mode="after")
     def _pair(self) -> "Wanted":
@@ -42,13 +48,17 @@ class Wanted(Settings):
 
 
 class Simulate(Settings):
-    """A simulated survey with truth (sources/simulate.py)."""
+    """A simulated survey with truth."""
 
     kind: Literal["simulate"] = "simulate"
     spectra: Count = 20_000
+    """Spectra of the survey."""
     galaxies: Fraction = 0.85
+    """Share of galaxies; with `quasars` and `stars` it makes 1."""
     quasars: Fraction = 0.08
+    """Share of quasars."""
     stars: Fraction = 0.07
+    """Share of stars."""
     anomalies: Fraction = 0.01
     """Share of the spectra that carry a planted anomaly, all kinds in equal number."""
     z_max: Positive = 0.4
@@ -64,7 +74,7 @@ class Simulate(Settings):
 
 
 class Sdss(Settings):
-    """SDSS, BOSS and eBOSS spectra, as `spec` files (sources/sdss.py) or as plates (sources/sdss_plates.py)."""
+    """SDSS, BOSS and eBOSS spectra, as `spec` files or as plates."""
 
     kind: Literal["sdss"] = "sdss"
     path: str
@@ -83,7 +93,7 @@ class Sdss(Settings):
 
 
 class Desi(Settings):
-    """DESI `coadd` or `spectra` files with their `redrock` files, by healpix or by tile (sources/desi.py)."""
+    """DESI `coadd` or `spectra` files with their `redrock` files, by healpix or by tile."""
 
     kind: Literal["desi"] = "desi"
     path: str
@@ -103,7 +113,7 @@ class Desi(Settings):
 
 
 class Lamost(Settings):
-    """LAMOST low-resolution spectra in the layouts of DR1, DR8 and DR10 (sources/lamost.py)."""
+    """LAMOST low-resolution spectra in the layouts of DR1, DR8 and DR10."""
 
     kind: Literal["lamost"] = "lamost"
     path: str
@@ -114,7 +124,7 @@ class Lamost(Settings):
 
 
 class Table(Settings):
-    """Parquet tables with one spectrum a row: flat columns, HATS, or Multimodal Universe (sources/table.py)."""
+    """Parquet tables with one spectrum a row: flat columns, HATS, or Multimodal Universe."""
 
     kind: Literal["table"] = "table"
     path: str
@@ -130,6 +140,7 @@ class Table(Settings):
     first: Positive | None = None
     """First wavelength of the grid, Å vacuum; none takes the range of the first spectra of the first file."""
     last: Positive | None = None
+    """Last wavelength of the grid, Å vacuum; none takes it as for `first`."""
     ivar: str | None = None
     """Array of inverse variances; none takes "ivar"."""
     error: str | None = None
@@ -141,7 +152,7 @@ class Table(Settings):
 
 
 class Specutils(Settings):
-    """Any format that `specutils` reads, brought to one grid (sources/specutils.py); slower than the others."""
+    """Any format that `specutils` reads, brought to one grid; slower than the others."""
 
     kind: Literal["specutils"] = "specutils"
     path: str
@@ -151,10 +162,13 @@ class Specutils(Settings):
     vacuum: bool = False
     """State that wavelengths are in vacuum where a file does not say; one that says air is refused all the same."""
     scale: Literal["log", "linear"] = "linear"
+    """Pixels of equal width in log wavelength, or in wavelength."""
     first: Positive
     """First pixel of the observed-frame grid that all spectra are brought to, Å vacuum."""
     last: Positive
+    """Last pixel of that grid, Å vacuum."""
     pixels: Annotated[int, Field(ge=16, le=1_000_000)]
+    """Number of pixels of that grid."""
     catalog: str | None = None
     """A table (CSV, ECSV, FITS, Parquet) with file, id and z, for redshifts that the files do not hold."""
 

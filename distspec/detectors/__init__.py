@@ -1,7 +1,11 @@
-"""Detectors: one number per spectrum, higher = odder. Thresholds and top lists are functions of scores (`reduce`).
+"""Detectors: one number per spectrum, higher = odder. Thresholds and top lists are functions of scores.
 
-Neural detectors are built from a checkpoint (`model`). Classical ones are fitted: first on a sample, in parts that may
-be made side by side, then by looks over the whole survey whose summaries add up.
+Neural detectors are made from a checkpoint. Classical ones are fitted: first on a sample, in parts that may be made
+side by side, then by looks over the whole survey whose summaries add up.
+
+- `neural/`: scores of a trained model.
+- `classical/`: detectors that are fitted without a network.
+- `explainable`: scores of both kinds as explainers ask about them.
 """
 
 from collections.abc import Sequence

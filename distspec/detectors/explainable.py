@@ -13,12 +13,12 @@ from torch import Tensor
 
 from distspec.detectors import ClassicalDetector
 from distspec.detectors.neural.differentiable import differentiable
-from distspec.detectors.neural.perturbed import Brought, MixedScores
+from distspec.detectors.neural.perturbed import PerturbedScores, SegmentInputs
 from distspec.detectors.neural.scores import DENSITY, ModelScores
 from distspec.errors import ConfigError
 from distspec.models.autoencoders.ends import ends_of
 from distspec.spectra import Spectra
-from distspec.spectra.perturbed import Mixture
+from distspec.spectra.perturbed import PerturbedSpectra
 
 __all__ = ["Explainable"]
 
@@ -73,7 +73,7 @@ class Explainable:
                 columns[name] = details[id(detector)][name]
         return np.stack([columns[name] for name in self.names], axis=1).astype(np.float32)
 
-    def versions(self, mixture: Mixture) -> Callable[[int, int], Float32[np.ndarray, "m part k"]]:
+    def versions(self, mixture: PerturbedSpectra) -> Callable[[int, int], Float32[np.ndarray, "m part k"]]:
         """Give what scores versions `start` to `stop` of each of a mixture's spectra."""
         spread = mixture.base.ivar
         if len(spread) > 1 and (spread != spread[0]).any():
@@ -86,7 +86,7 @@ class Explainable:
         return score
 
     def _one(
-        self, mixture: Mixture, fast: MixedScores | None, which: int, start: int, stop: int
+        self, mixture: PerturbedSpectra, fast: PerturbedScores | None, which: int, start: int, stop: int
     ) -> Float32[np.ndarray, "part k"]:
         parts = [np.zeros((0, len(self.names)), np.float32)]
         for first in range(start, stop, _ROWS):
@@ -101,7 +101,7 @@ class Explainable:
 
     @torch.no_grad()
     def _fast(
-        self, fast: MixedScores | None, which: int, start: int, stop: int
+        self, fast: PerturbedScores | None, which: int, start: int, stop: int
     ) -> Float32[np.ndarray, "part k"] | None:
         """Score by the structure of the model; None where there is none, or numbers leave the range of a float32."""
         if fast is None:
@@ -110,16 +110,16 @@ class Explainable:
         return found if np.isfinite(found).all() else None
 
     @torch.no_grad()
-    def _mixed(self, mixture: Mixture) -> MixedScores | None:
+    def _mixed(self, mixture: PerturbedSpectra) -> PerturbedScores | None:
         # With a classical detector the versions are written out anyway.
         if self._model is None or self._ends is None or self._own != self.names:
             return None
         flux, ivar, _ = self._model.bring(mixture.base)
         away = self._model.away(mixture.base)[0]
         other = torch.from_numpy(mixture.other).to(flux.device)
-        brought = Brought(flux, ivar[0], torch.where(ivar[0] > 0, other, 0.0), away, mixture)
+        inputs = SegmentInputs(flux, ivar[0], torch.where(ivar[0] > 0, other, 0.0), away, mixture)
         density = self._model.density if DENSITY in self.names else None
-        return MixedScores(self._ends, density, self._model.names, self.names, self._model.settings, brought)
+        return PerturbedScores(self._ends, density, self._model.names, self.names, self._model.settings, inputs)
 
     # --- what a model adds ---
 

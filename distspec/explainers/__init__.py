@@ -2,6 +2,14 @@
 
 Every method gives each score of each spectrum a weight per region, positive where the region makes the spectrum odder
 than what the method compares it with.
+
+- `lime`: segments switched off at random, and a local linear model.
+- `occlusion`: windows of one spectrum in another: Inverse Multiscale Occlusion, ablation, occlusion.
+- `gradients`: gradients of scores, integrated or expected.
+- `ascent`: which changes lead to a spectrum of higher probability.
+- `segmentation`: ways to cut a spectrum into segments.
+- `perturbations`: what stands where a segment is switched off.
+- `baselines`: the ordinary spectra that others are compared with.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
-from distspec.spectra import Spectra
-from distspec.spectra.perturbed import Mixture
+from distspec.config import Ablation, AnyMethod, Imo, Lime, Occlusion
+from distspec.spectra import Spectra, WaveGrid
+from distspec.spectra.perturbed import PerturbedSpectra
 
-__all__ = ["Explainer", "Explanation", "Fields", "Scores"]
+__all__ = ["Explainer", "Explanation", "Fields", "Scores", "build"]
 
 Fields = dict[str, tuple[str, tuple[int, ...]]]
 """dtype and shape of what is kept for each spectrum."""
@@ -29,7 +38,7 @@ class Scores(Protocol):
         """Score spectra."""
         ...
 
-    def versions(self, mixture: Mixture) -> Callable[[int, int], Float32[np.ndarray, "m part k"]]:
+    def versions(self, mixture: PerturbedSpectra) -> Callable[[int, int], Float32[np.ndarray, "m part k"]]:
         """Give what scores versions `start` to `stop` of each of a mixture's spectra."""
         ...
 
@@ -87,3 +96,32 @@ class Explainer(Protocol):
             baselines: for each spectrum the ordinary ones, where the method needs some.
         """
         ...
+
+
+def build(settings: AnyMethod, grid: WaveGrid, seed: int, *, rest: bool) -> Explainer:
+    """Make a method for spectra on a grid.
+
+    Arguments:
+        settings: of the method.
+        grid: of the spectra.
+        seed: of whatever it draws.
+        rest: whether the grid is at rest.
+    """
+    # Imported here so that who explains by one method does not import the others' libraries.
+    match settings:
+        case Lime():
+            from distspec.explainers.lime import LimeExplainer
+
+            return LimeExplainer(settings, grid, seed, rest=rest)
+        case Imo():
+            from distspec.explainers.occlusion import ImoExplainer
+
+            return ImoExplainer(settings, grid)
+        case Ablation() | Occlusion():
+            from distspec.explainers.occlusion import AblationExplainer
+
+            return AblationExplainer(settings, grid)
+        case _:
+            from distspec.explainers.gradients import GradientExplainer
+
+            return GradientExplainer(settings, grid)

@@ -13,7 +13,7 @@ from distspec.errors import ConfigError, DistspecWarning
 from distspec.spectra import Spectra
 from distspec.store import SpectraStore
 
-__all__ = ["Ordinary"]
+__all__ = ["Baselines"]
 
 _CANDIDATES: Final = 4_096
 """Spectra among which those of a class or redshift are looked for."""
@@ -23,8 +23,8 @@ _RUNS: Final = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Ordinary:
-    """Candidates, in an order drawn at random.
+class Baselines:
+    """Candidates for the ordinary spectra that others are compared with, in an order drawn at random.
 
     Arguments:
         rows: of the store.
@@ -116,7 +116,7 @@ class Ordinary:
         found = np.concatenate([self.rows[own], self.rare.get(kind, self.rows[:0]), self.rows[~own]])
         return found[np.sort(np.unique(found, return_index=True)[1])]
 
-    def baselines(self, store: SpectraStore, rows: Int64[np.ndarray, "m"], method: AnyMethod) -> list[Spectra]:
+    def near(self, store: SpectraStore, rows: Int64[np.ndarray, "m"], method: AnyMethod) -> list[Spectra]:
         """Read what a method compares each of some rows with, each spectrum once; none where it asks for none."""
         match method:
             case Imo(baselines=count, like=way) | ExpectedGradients(baselines=count, like=way):

@@ -21,7 +21,7 @@ from distspec.explainers import Explanation, Fields, Scores
 from distspec.explainers.perturbations import perturb
 from distspec.explainers.segmentation import common_segments, segments_of
 from distspec.spectra import Spectra, WaveGrid
-from distspec.spectra.perturbed import Mixture
+from distspec.spectra.perturbed import PerturbedSpectra
 
 __all__ = ["Fit", "LimeExplainer", "Surrogate"]
 
@@ -162,7 +162,7 @@ class LimeExplainer:
         surrogate = self._surrogate(segments, settings.samples)
         # A mask's 1 keeps the spectrum; a mixture's switch brings the other flux. The last versions switch nothing.
         same = np.zeros((_FLOOR, segments), bool)
-        score = scores.versions(Mixture(spectrum, other, own[None], np.concatenate([~surrogate.masks, same])))
+        score = scores.versions(PerturbedSpectra(spectrum, other, own[None], np.concatenate([~surrogate.masks, same])))
         taken, fit = self._fit(segments, lambda start, stop: score(start, stop)[0].astype(np.float64))
         null = score(settings.samples, settings.samples + _FLOOR)[0].astype(np.float64)
         floor = null.std(axis=0, ddof=1) * self._surrogate(segments, taken).length

@@ -8,7 +8,7 @@ from jaxtyping import Float32, Float64, Int64
 from distspec.config import Ablation, Imo, Occlusion
 from distspec.explainers import Explanation, Fields, Scores
 from distspec.spectra import Spectra, WaveGrid
-from distspec.spectra.perturbed import Mixture
+from distspec.spectra.perturbed import PerturbedSpectra
 
 __all__ = ["AblationExplainer", "ImoExplainer", "chunks", "combine"]
 
@@ -104,7 +104,7 @@ class ImoExplainer:
         mean, spread = (values[place] * seen[..., None] for values in told)
         return mean, spread
 
-    def mixture(self, spectrum: Spectra, ordinary: Float32[np.ndarray, "m pixels"]) -> Mixture:
+    def mixture(self, spectrum: Spectra, ordinary: Float32[np.ndarray, "m pixels"]) -> PerturbedSpectra:
         """Put each window of a spectrum into each ordinary one."""
         good, ivar = spectrum.good[0], spectrum.ivar[0]
         filled = np.where(good, ivar, np.median(ivar[good])).astype(np.float32)
@@ -113,7 +113,9 @@ class ImoExplainer:
         base = Spectra(
             spectrum.rows[repeated], ordinary, np.broadcast_to(filled, ordinary.shape), spectrum.grid, redshift
         )
-        return Mixture(base, np.where(good, spectrum.flux[0], 0.0).astype(np.float32), np.where(good, self._cuts, -1))
+        return PerturbedSpectra(
+            base, np.where(good, spectrum.flux[0], 0.0).astype(np.float32), np.where(good, self._cuts, -1)
+        )
 
 
 class AblationExplainer:
@@ -149,7 +151,7 @@ class AblationExplainer:
         for index in range(len(spectra)):
             good = spectra.good[index]
             cuts = np.where(good, self._cuts, -1)
-            mixture = Mixture(spectra[index : index + 1], instead[index], cuts)
+            mixture = PerturbedSpectra(spectra[index : index + 1], instead[index], cuts)
             loss = before[index] - scores.versions(mixture)(0, mixture.versions)[0]
             held = cuts >= 0
             total = (loss[np.where(held, cuts, 0)] * held[..., None]).sum(axis=0, dtype=np.float64)

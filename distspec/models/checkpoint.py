@@ -9,31 +9,27 @@ grid or of another recipe, are refused with both named.
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import nn
 
+from distspec import models
 from distspec.config import AnyDensity, Architecture, Sliced, Spline
 from distspec.errors import CheckpointError, ConfigError
-from distspec.models.build import build_autoencoder, build_density
+from distspec.files import read_json, read_tensors, write_folder
+from distspec.models import flows
 from distspec.models.flows.density import LatentDensity
 from distspec.spectra import WaveGrid
 
-__all__ = ["SCHEMA", "Checkpoint", "read_json", "read_tensors", "write_folder"]
+__all__ = ["SCHEMA", "Checkpoint"]
 
 SCHEMA = 2
 """Number of the layout above; another one is refused."""
-
-_LARGEST_JSON = 1 << 24
 
 _LONGEST_REASON = 300
 
@@ -75,7 +71,7 @@ class Checkpoint:
         """Write the checkpoint; the folder appears whole or not at all.
 
         Raises:
-            CheckpointError: the folder cannot be written.
+            StoreError: the folder cannot be written.
         """
         tensors = _joined(self.model, self.density)
         weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
@@ -173,12 +169,12 @@ def _settings(text: dict[str, Any]) -> tuple[Architecture, WaveGrid, Sliced | Sp
 def _described(text: dict[str, Any]) -> tuple[nn.Module, LatentDensity | None]:
     """Make the networks that a description tells of, with weights that mean nothing yet."""
     settings, grid, density = _settings(text)
-    model = build_autoencoder(settings, grid, two_stage=bool(text["two_stage"]))
+    model = models.build(settings, grid, two_stage=bool(text["two_stage"]))
     if density is None:
         return model, None
     stated = text["density"]
     shape = {str(name): int(size) for name, size in stated["shape"].items()}
-    return model, build_density(density, shape, tuple(str(name) for name in stated["names"]))
+    return model, flows.build(density, shape, tuple(str(name) for name in stated["names"]))
 
 
 def _joined(model: nn.Module, density: nn.Module | None) -> dict[str, torch.Tensor]:
@@ -188,67 +184,5 @@ def _joined(model: nn.Module, density: nn.Module | None) -> dict[str, torch.Tens
     return tensors
 
 
-def write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """Write a folder of files that appears whole: made under another name, then renamed over the old one."""
-    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        for name, content in files.items():
-            with open(partial / name, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"cannot write {folder}: {error.strerror or error}") from error
-
-
-def read_tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
-    """Read a safetensors file whose SHA-256 is known.
-
-    Raises:
-        CheckpointError: the file is absent, altered or not safetensors.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"no weights at {path}: {error.strerror or error}; train again") from None
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise CheckpointError(f"{path} is damaged or was changed: its SHA-256 is not the one in its description")
-    try:
-        tensors: dict[str, torch.Tensor] = load(content)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
-    return tensors
-
-
 def _kind(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def read_json(path: Path, make: str = "train first") -> dict[str, Any]:
-    """Read the description of a checkpoint, of a fitted detector, or of what a stage found.
-
-    Arguments:
-        path: the file.
-        make: what to do where it is missing.
-
-    Raises:
-        CheckpointError: it is absent, far too large, or no JSON object.
-    """
-    try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise CheckpointError(f"{path} is far too large for a description")
-        text = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"no checkpoint at {path.parent}: {error.strerror or error}; {make}") from None
-    except (ValueError, RecursionError) as error:
-        advice = f"restore it, or remove {path.parent}, to have it made again"
-        raise CheckpointError(f"{path} is not valid JSON: {error}; {advice}") from None
-    if not isinstance(text, dict):
-        raise CheckpointError(f"{path} is not a checkpoint's description")
-    return text

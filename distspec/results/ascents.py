@@ -1,7 +1,4 @@
-"""What the explain stage found for single rows, read back for the reader: weights of segments, ways up the density.
-
-And what changes along a way, as lines and regions with names.
-"""
+"""Ascents of single rows, read back: the way of a spectrum's latents to higher probability, and what it changes."""
 
 from dataclasses import dataclass
 
@@ -10,12 +7,12 @@ from jaxtyping import Float32
 
 from distspec.store import Layer
 
-__all__ = ["Way", "Ways"]
+__all__ = ["Ascent", "Ascents"]
 
 
 @dataclass(frozen=True)
-class Way:
-    """The way of one row to higher probability.
+class Ascent:
+    """The ascent of one row to higher probability.
 
     Arguments:
         log_prob: at start and end, nats.
@@ -34,8 +31,8 @@ class Way:
     classes: tuple[tuple[str, float], tuple[str, float]] | None
 
 
-class Ways:
-    """Finds the way of a row; none has one where there is no layer of ways.
+class Ascents:
+    """Finds the ascent of a row; none has one where there is no layer of ascents.
 
     Arguments:
         layer: of `stages.explain.follow`.
@@ -55,8 +52,8 @@ class Ways:
     def __len__(self) -> int:
         return len(self._places)
 
-    def find(self, row: int) -> Way | None:
-        """Give the way of a row of the store; None where there is none."""
+    def find(self, row: int) -> Ascent | None:
+        """Give the ascent of a row of the store; None where there is none."""
         if self._layer is None or row not in self._places:
             return None
         layer, place = self._layer, self._places[row]
@@ -70,10 +67,10 @@ class Ways:
             classes = (start, end)
         ends, steps = self._log_prob[place, [0, -1]].tolist(), int(self._taken[place])
         growth = layer.read("growth", place, place + 1)[0]
-        return Way((ends[0], ends[1]), steps, steps == self._most, float(self._slope[place]), growth, classes)
+        return Ascent((ends[0], ends[1]), steps, steps == self._most, float(self._slope[place]), growth, classes)
 
     def decoded(self, row: int) -> Float32[np.ndarray, "points pixels"] | None:
-        """Give the spectra along the way of a row of the store, evenly from start to end; None where there is none."""
+        """Give the spectra along the ascent of a row, evenly from start to end; None where there is none."""
         if self._layer is None or row not in self._places:
             return None
         place = self._places[row]
@@ -81,6 +78,6 @@ class Ways:
 
 
 def _slopes(log_prob: Float32[np.ndarray, "n points"], arc: Float32[np.ndarray, "n points"]) -> np.ndarray:
-    """Give the mean gain per length of each way; 0 for one that takes no step."""
+    """Give the mean gain per length of each ascent; 0 for one that takes no step."""
     gain, length = log_prob[:, -1] - log_prob[:, 0], arc[:, -1]
     return np.asarray(np.divide(gain, length, out=np.zeros(len(gain)), where=length > 0))

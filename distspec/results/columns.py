@@ -1,10 +1,6 @@
-"""What lists of anomalies lean towards: properties of the spectra, exposures, and parts of the instrument.
+"""Which catalogue columns are properties of the spectra, which name exposures, and which parts of the instrument.
 
-A list that prefers a S/N, a plate or a fiber tells of the instrument as much as of the sky. Everything is counted shard
-by shard; what is kept is one pair of numbers for each value that a member has, and one count for each label.
-
-References:
-    Reis, Rotman, Poznanski, Prochaska & Wolf 2021, Astronomy and Computing: fig. 3.
+A list that prefers a S/N, a plate or a fiber tells of the instrument as much as of the sky.
 """
 
 import re
@@ -16,7 +12,7 @@ from distspec.config import Compare
 from distspec.errors import ConfigError
 from distspec.store import SpectraStore
 
-__all__ = ["kinds_of", "properties_of"]
+__all__ = ["EXPOSURES", "PARTS", "Columns", "exposure_columns", "property_columns"]
 
 Columns = tuple[str, ...]
 """Names of columns that make a label together."""
@@ -58,7 +54,7 @@ _IN_A_FILE: Final = 10
 """Spectra that files hold on average from which on a file counts as an exposure."""
 
 
-def properties_of(settings: Compare, store: SpectraStore) -> list[str]:
+def property_columns(settings: Compare, store: SpectraStore) -> list[str]:
     """Name the columns of numbers that lists are tested for.
 
     Raises:
@@ -73,7 +69,7 @@ def properties_of(settings: Compare, store: SpectraStore) -> list[str]:
     return [name for name in (*_PROPERTIES[:2], *bright, *_PROPERTIES[2:]) if name in there]
 
 
-def kinds_of(settings: Compare, store: SpectraStore) -> list[Columns]:
+def exposure_columns(settings: Compare, store: SpectraStore) -> list[Columns]:
     """Name the columns whose values make labels: what may name an exposure, then parts of the instrument.
 
     Raises:

@@ -1,24 +1,22 @@
-"""What the explain stage found for single rows, read back for the reader: weights of segments, ways up the density.
-
-And what changes along a way, as lines and regions with names.
-"""
+"""Explanations of single rows, read back: which regions of the spectrum make a score what it is, method by method."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 
-from distspec.results.truth import segments_of
+from distspec.errors import LayoutError
+from distspec.spectra import WaveGrid
 from distspec.spectra.segments import edges_of, run_around
 from distspec.store import Layer, SpectraStore
 
-__all__ = ["Explained", "Explanation"]
+__all__ = ["Explanations", "RowExplanation", "region_of_pixel"]
 
 
 @dataclass(frozen=True)
-class Explanation:
+class RowExplanation:
     """Weights of one row by one method, and the score that they explain.
 
     Arguments:
@@ -62,7 +60,22 @@ def _heaviest(
     return float(edges[start]), float(edges[stop]), float(weights[peak])
 
 
-class Explained:
+def region_of_pixel(grid: WaveGrid, explanation: Layer) -> Int64[np.ndarray, "pixels"]:
+    """Give the region that each pixel belongs to in an explanation.
+
+    Raises:
+        LayoutError: the layer explains spectra of another length.
+    """
+    segment_of = np.asarray(explanation.attributes["segment_of"], dtype=np.int64)
+    if len(segment_of) != grid.pixels:
+        raise LayoutError(
+            f"{explanation.name} explains spectra of {len(segment_of)} pixels; the store keeps {grid.pixels}; "
+            "explain this store"
+        )
+    return segment_of
+
+
+class Explanations:
     """Finds the explanations of a row; weights are read when they are asked for.
 
     Arguments:
@@ -75,7 +88,7 @@ class Explained:
         self._layers, self._chosen = dict(layers), chosen
         self._rows = {name: layer.read("row") for name, layer in layers.items()}
         self._ranks = {name: layer.read("rank") for name, layer in layers.items()}
-        self._edges = {name: edges_of(store.grid, segments_of(store.grid, layer)) for name, layer in layers.items()}
+        self._edges = {name: edges_of(store.grid, region_of_pixel(store.grid, layer)) for name, layer in layers.items()}
         self._places = {name: {int(row): i for i, row in enumerate(rows)} for name, rows in self._rows.items()}
         self.longest = 0
         self.rows = np.unique(np.concatenate([np.zeros(0, np.int64), *self._rows.values()]))
@@ -86,11 +99,11 @@ class Explained:
                 self.longest = max(self.longest, int((rank >= 0).sum()))
         self._shard = lru_cache(maxsize=8)(self._read_shard)
 
-    def find(self, row: int) -> Explanation | None:
+    def find(self, row: int) -> RowExplanation | None:
         """Give the first method's explanation of a row of the store, of the ranking score if there is one."""
         return next(iter(self.all(row)), None)
 
-    def all(self, row: int) -> list[Explanation]:
+    def all(self, row: int) -> list[RowExplanation]:
         """Give every explanation of a row, method by method: of the ranking score, else of the first whose list has it;
         none that failed.
         """
@@ -107,7 +120,7 @@ class Explained:
                 found.append(one)
         return found
 
-    def _one(self, name: str, place: int, number: int, *, listed: bool) -> Explanation:
+    def _one(self, name: str, place: int, number: int, *, listed: bool) -> RowExplanation:
         layer = self._layers[name]
         shard, place = divmod(place, layer.shard_rows)
         told = self._shard(name, shard)
@@ -118,7 +131,7 @@ class Explained:
         if "missing" in one:
             change = float(weights.sum(dtype=np.float64)) - float(one["missing"])
             missing = abs(float(one["missing"]) / change) if change else 0.0
-        return Explanation(
+        return RowExplanation(
             name,
             layer.attributes["names"][number],
             edges,

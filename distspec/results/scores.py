@@ -15,11 +15,11 @@ __all__ = [
     "Scores",
     "distributions",
     "joined_scores",
-    "listed",
+    "linear_histogram",
+    "list_length",
     "overlap",
     "ranks",
     "score_names",
-    "spread",
     "top_list",
 ]
 
@@ -124,11 +124,11 @@ _WAITING: Final = 1_000_000
 """Values that are held before a list is cut to its length."""
 
 
-def listed(scored: int, fraction: float) -> int:
+def list_length(scored: int, fraction: float) -> int:
     """Give the length of the top list that holds this share of the scored spectra, at least one if there are any.
 
     Example:
-        >>> listed(1001, 0.01), listed(3, 0.01), listed(0, 0.01)
+        >>> list_length(1001, 0.01), list_length(3, 0.01), list_length(0, 0.01)
         (11, 1, 0)
     """
     # The product of a share and a whole number may lie a rounding error above a whole number.
@@ -145,7 +145,9 @@ def distributions(scores: Scores) -> dict[str, Histogram]:
     return found
 
 
-def spread(scores: Scores, name: str, bins: int) -> tuple[Int64[np.ndarray, "bins"], Float64[np.ndarray, "bins+1"]]:
+def linear_histogram(
+    scores: Scores, name: str, bins: int
+) -> tuple[Int64[np.ndarray, "bins"], Float64[np.ndarray, "bins+1"]]:
     """Count the values of one score in bins of equal width from the least to the largest; give their edges, too."""
     low, high = math.inf, -math.inf
     for shard in range(scores.shards):

@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from distspec.errors import LayoutError
-from distspec.results.scores import Scores, distributions, listed, top_list
-from distspec.spectra import WaveGrid
+from distspec.results.explanations import region_of_pixel
+from distspec.results.scores import Scores, distributions, list_length, top_list
 from distspec.spectra.segments import edges_of, fold
 from distspec.statistics.summaries import Histogram
 from distspec.store import Layer, SpectraStore
 
-__all__ = ["Pointing", "Recovery", "has_truth", "pointing", "recovery", "segments_of", "truth_windows"]
+__all__ = ["Pointing", "Recovery", "has_truth", "pointing", "recovery", "truth_windows"]
 
 
 def has_truth(store: SpectraStore) -> bool:
@@ -67,7 +67,7 @@ def recovery(
         store: a simulated survey.
         scores: its scores, NaN for what is set aside.
         fraction: length of the top lists, as a share of the scored spectra.
-        histograms: `ranking.distributions` of the layer, if known already.
+        histograms: `distributions` of the scores, if known already.
 
     Raises:
         LayoutError: the store holds no truth.
@@ -77,7 +77,7 @@ def recovery(
     kinds = store.column("anomaly")
     usable = np.concatenate([store.status(*store.base.bounds(shard)) == 0 for shard in range(store.shards)])
     names = [str(kind) for kind in np.unique(kinds[kinds != ""])]
-    size = listed(int(usable.sum()), fraction)
+    size = list_length(int(usable.sum()), fraction)
     found = {}
     for score in scores.names:
         top = kinds[top_list(scores, score, size, histograms[score]).rows]
@@ -130,7 +130,7 @@ def pointing(store: SpectraStore, explanation: Layer) -> list[Pointing]:
     """
     _require_truth(store)
     names = explanation.attributes["names"]
-    segment_of = segments_of(store.grid, explanation)
+    segment_of = region_of_pixel(store.grid, explanation)
     kinds, rank = store.column("anomaly", explanation.read("row")), explanation.read("rank")
     planted = np.flatnonzero(kinds != "")
     # In runs, since weights of pixels are many.
@@ -168,21 +168,6 @@ def _heaviest(
     heaviest = np.where(lost, -1, np.abs(weights).argmax(axis=2))
     positive = np.where(lost | (weights.max(axis=2) <= 0), -1, weights.argmax(axis=2))
     return np.stack([heaviest, positive], axis=1)
-
-
-def segments_of(grid: WaveGrid, explanation: Layer) -> Int64[np.ndarray, "pixels"]:
-    """Give the region that each pixel belongs to in an explanation.
-
-    Raises:
-        LayoutError: the layer explains spectra of another length.
-    """
-    segment_of = np.asarray(explanation.attributes["segment_of"], dtype=np.int64)
-    if len(segment_of) != grid.pixels:
-        raise LayoutError(
-            f"{explanation.name} explains spectra of {len(segment_of)} pixels; the store keeps {grid.pixels}; "
-            "explain this store"
-        )
-    return segment_of
 
 
 def truth_windows(store: SpectraStore, rows: Int64[np.ndarray, "m"]) -> Float64[np.ndarray, "m 4 2"]:

@@ -18,12 +18,12 @@ import cloudpickle
 import numpy as np
 import ray
 import ray.data
-import torch
 from ray.util import ActorPool
 
 from distspec.config import Runtime
 from distspec.errors import ConfigError, DistspecError, ShardError
 from distspec.runtime.progress import progress
+from distspec.runtime.threads import one_thread
 from distspec.store import limit_threads
 
 __all__ = ["Work", "connect", "dask_scheduler", "map_actors", "map_shards", "require_resources", "workers_of"]
@@ -190,14 +190,7 @@ def _apply_here(
 ) -> Iterator[Any]:
     """Do items in this process: the start of a worker would take longer than most."""
     work = _Made(factory, arguments)
-    results = (_apply(work, item) for item in items)
-    threads = torch.get_num_threads()
-    # As in a worker: sums that are cut among threads round otherwise, and who does the work must not show.
-    torch.set_num_threads(1)
-    try:
-        yield from progress(results, len(items), label)
-    finally:
-        torch.set_num_threads(threads)
+    yield from progress((_apply(work, item) for item in items), len(items), label)
 
 
 def _apply(work: Work, item: Any) -> Any:
@@ -211,7 +204,7 @@ def _apply(work: Work, item: Any) -> Any:
 
 
 class _Made:
-    """Work that is made with its first item."""
+    """Work that is made with its first item, and done in one thread: here or in a worker must not show."""
 
     def __init__(self, factory: Callable[..., Work], arguments: tuple[Any, ...]) -> None:
         self._factory, self._arguments = factory, arguments
@@ -219,8 +212,11 @@ class _Made:
 
     def __call__(self, item: Any) -> Any:
         if self._work is None:
-            self._work = self._factory(*self._arguments)
-        return self._work(item)
+            with one_thread():
+                self._work = self._factory(*self._arguments)
+        # Again, since making it may have loaded libraries with pools of their own.
+        with one_thread():
+            return self._work(item)
 
 
 class _ActorWorker:
@@ -230,9 +226,8 @@ class _ActorWorker:
         # Relative paths in the settings mean the same for every worker as for the driver.
         folder, factory, arguments = cloudpickle.loads(packed)
         os.chdir(folder)
-        limit_threads(1)
         # One core each: otherwise every worker of a machine takes all of it.
-        torch.set_num_threads(1)
+        limit_threads(1)
         self._work = _Made(factory, arguments)
 
     def apply(self, item: bytes) -> bytes:

@@ -1,7 +1,29 @@
 """Survey files, archives and simulations -> batches of observed-frame spectra with their catalogue columns.
 
 One small file per survey. A source neither rebins nor cuts: it joins, masks by the survey's own bits, and says what the
-catalogue says. `prepare` does the rest. Wavelengths are vacuum; a file that says otherwise is refused.
+catalogue says. `prepare` does the rest. Wavelengths are vacuum; a file that says otherwise is refused. By
+`ingest.source.kind`:
+
+=========  ==========================================================================================================
+sdss       `spec` files, lite or full; `spPlate` with `spZbest`; selected by a `specObj` or `spAll` catalogue
+desi       `coadd` or `spectra` files with `redrock`, by healpix or tile; by target class (LRG) or catalogue
+lamost     low-resolution spectra in the layouts of DR1, DR8 and DR10
+table      Parquet with a spectrum a row: flat, HATS or Multimodal Universe
+specutils  whatever `specutils` reads, brought to one grid
+simulate   a simulated survey with planted anomalies
+=========  ==========================================================================================================
+
+- `sdss/`: SDSS, BOSS and eBOSS.
+- `desi/`: DESI.
+- `lamost`: LAMOST.
+- `table`: Parquet tables.
+- `specutils/`: what `specutils` reads, or holds in memory.
+- `simulation/`: the simulated survey.
+- `catalogs/`: selection from catalogues larger than memory.
+- `files/`: where files lie, and careful reading of FITS, Parquet and other tables.
+- `archives/`: the public archives from which files are fetched.
+- `conventions`: what the files of all surveys have in common: which units are meant.
+- `uniform`: the grid of spectra that come with their wavelengths.
 """
 
 from dataclasses import dataclass
@@ -12,7 +34,7 @@ from distspec.config import Desi, Lamost, Sdss, Simulate, Specutils, Table
 from distspec.sources.files.places import Entry
 from distspec.spectra import Columns, Spectra, WaveGrid
 
-__all__ = ["Entry", "Piece", "Source", "open_source"]
+__all__ = ["Entry", "Piece", "Source", "build"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +100,8 @@ class Source(Protocol):
         ...
 
 
-def open_source(settings: Simulate | Sdss | Desi | Lamost | Table | Specutils, seed: int, scratch: Path) -> Source:
-    """Build the source that the settings describe.
+def build(settings: Simulate | Sdss | Desi | Lamost | Table | Specutils, seed: int, scratch: Path) -> Source:
+    """Make the source that the settings describe.
 
     Arguments:
         settings: one of the kinds of source.

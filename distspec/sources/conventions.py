@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from distspec.errors import SourceError
-from distspec.sources.files.fits import Header
+from distspec.sources.files.headers import Header
 
 __all__ = ["check_flux_unit", "pixel_numbers", "refuse_air"]
 

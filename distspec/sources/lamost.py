@@ -31,7 +31,8 @@ from distspec.errors import SourceError
 from distspec.sources import Entry, Piece
 from distspec.sources.catalogs.catalog import Catalog, locate
 from distspec.sources.conventions import pixel_numbers, refuse_air
-from distspec.sources.files.fits import BLOCK, CARD, FitsFile, Header, Unit
+from distspec.sources.files.fits import BLOCK, FitsFile, Unit
+from distspec.sources.files.headers import CARD, Header
 from distspec.sources.files.places import Files
 from distspec.spectra import Columns, Spectra, Status, WaveGrid
 

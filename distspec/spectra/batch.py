@@ -1,7 +1,4 @@
-"""The vocabulary: a wavelength grid, a batch of spectra on it, and why a spectrum may be set aside.
-
-Plain numpy; nothing here reads files, knows a survey or a model.
-"""
+"""A batch of spectra on one grid, and its catalogue columns. Plain numpy: nothing here reads files."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,4 @@
-"""The vocabulary: a wavelength grid, a batch of spectra on it, and why a spectrum may be set aside.
-
-Plain numpy; nothing here reads files, knows a survey or a model.
-"""
+"""The wavelengths of pixels: a grid in vacuum Å, uniform in λ or in log λ, and its edges."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float32, Int64
 
 from distspec.spectra.batch import Spectra
 
-__all__ = ["Mixture"]
+__all__ = ["PerturbedSpectra"]
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
+class PerturbedSpectra:
     """S versions of each of m spectra that share one mask: in each, some segments hold another flux.
 
     Arguments:

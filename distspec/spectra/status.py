@@ -1,7 +1,4 @@
-"""The vocabulary: a wavelength grid, a batch of spectra on it, and why a spectrum may be set aside.
-
-Plain numpy; nothing here reads files, knows a survey or a model.
-"""
+"""Why a spectrum is set aside: bits, and the words for them."""
 
 from enum import IntFlag
 

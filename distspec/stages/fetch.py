@@ -1,7 +1,35 @@
 """`distspec fetch`: a list of ids or a query -> survey files in a folder, each whole and verified.
 
-A file that is there is not asked for again, a file that has begun is gone on with, and one that cannot be had is
-written down while the others come. A folder serves one run at a time.
+What is wanted stands in a table (CSV, ECSV, FITS, Parquet), named by `ids`, or in a question to the archive:
+
+    distspec fetch sdss to=spectra ids=list.csv
+    distspec fetch sdss to=spectra query='select plate, mjd, fiberid, run2d
+                                          from SpecObj where z > 0.3'
+    distspec fetch desi to=spectra ids=targets.fits catalog=zall-pix-iron.fits
+    distspec fetch sparcl to=tables where.redshift='[0.1, 0.3]'
+
+Columns of the table, by archive:
+
+    sdss    plate, mjd, fiberid and, if known, run2d
+    desi    survey, program, healpix; or tileid, night, petal; or targetid
+            with catalog=, which says in which healpix a target lies
+    sparcl  sparcl_id, specid or targetid
+
+Settings that one would change first: `release` (dr17 of SDSS, dr1 of DESI, DESI-DR1 of SPARCL), `spectra=full` (SDSS
+files with their single exposures), `plates=true` (whole SDSS plates), `limit` (most spectra that constraints of
+SPARCL may find), `transfer.connections` and `transfer.per_second`.
+
+Files come over few connections at a bounded rate, are resumed where they broke off, are verified by the archive's
+checksums (by length and structure where it publishes none), and appear only when they are whole. `fetch.csv` in the
+folder lists them, `failed.csv` says what did not come and why. The last line that is printed says which settings of
+`distspec ingest` read the folder.
+
+The same command goes on after an interruption and asks for nothing twice; `check=true` reads again what is there and
+replaces what is no longer what was fetched. Exit status: 0 all there, 3 some failed, 2 refused.
+
+In the code: each archive lists its work (`sources/archives/sdss.py`, `desi.py`, `sparcl.py`), this file spreads it
+over threads, `download.py` there brings one file and `manifest.py` remembers what came. A folder serves one run at a
+time.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 from distspec.config import Experiment
 from distspec.errors import StoreNotFoundError
 from distspec.models.checkpoint import Checkpoint
+from distspec.results.facts import Facts
 from distspec.results.layout import model_folder, score_layer
 from distspec.results.scores import Scores, distributions
 from distspec.runtime.tracking import Run
@@ -21,22 +22,9 @@ from distspec.runtime.workers import connect
 from distspec.statistics.summaries import Histogram
 from distspec.store import Layer, SpectraStore
 
-__all__ = ["Comparison", "Exported", "Facts", "Job", "Products", "Section", "Stage", "State", "Tuned", "stage_run"]
+__all__ = ["Comparison", "Exported", "Job", "Products", "Section", "Stage", "State", "Tuned", "stage_run"]
 
 _NO_LAYERS: Mapping[str, Layer] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a stage found, as it lies on disk.
-
-    Arguments:
-        folder: with one JSON, which was written last, and tables beside it.
-        facts: the JSON.
-    """
-
-    folder: Path
-    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,12 +33,12 @@ class Comparison:
 
     Arguments:
         folder: with comparison.json, overlaps.csv, errors.csv and groups.csv.
-        facts: the JSON.
+        content: of the JSON.
         ensembles: layer with the scores `rank_mean` and `rank_union`; None where it is not finished.
     """
 
     folder: Path
-    facts: dict[str, Any]
+    content: dict[str, Any]
     ensembles: Layer | None
 
 

@@ -20,20 +20,19 @@ from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, homogeneity_completeness_v_measure, silhouette_samples
 
-from distspec.config import Cluster
 from distspec.statistics import significance
 
 __all__ = [
     "EXACT",
     "Agreement",
     "Clusters",
-    "Concentrated",
+    "LargestGroup",
     "Leaning",
     "Scan",
     "agreement_with",
     "cluster",
     "components_for",
-    "concentration",
+    "largest_groups",
     "leaning",
     "normalized",
     "scan",
@@ -141,14 +140,25 @@ class Clusters:
         return np.bincount(self.labels[self.labels >= 0], minlength=len(self.centroids)).astype(np.int64)
 
 
-def cluster(vectors: Vectors, settings: Cluster, seed: int = 0) -> Clusters:
+def cluster(
+    vectors: Vectors,
+    *,
+    algorithm: Literal["kmeans", "hdbscan"] = "kmeans",
+    k: int | None = None,
+    tried: tuple[int, int] = (2, 23),
+    min_size: int = 5,
+    seed: int = 0,
+) -> Clusters:
     """Find clusters of rows.
 
     Fewer than three rows that are not zero, or rows that are all equal, are one cluster.
 
     Arguments:
         vectors: of `normalized`.
-        settings: algorithm, k or the scan of it, and least size.
+        algorithm: that finds them.
+        k: number of clusters of k-means; None takes that of those tried with the largest mean silhouette.
+        tried: least and largest k that are tried.
+        min_size: least members of a cluster of HDBSCAN.
         seed: of the first centres of k-means, and of the sample of silhouettes.
     """
     known = np.asarray((vectors != 0).any(axis=1))
@@ -163,17 +173,17 @@ def cluster(vectors: Vectors, settings: Cluster, seed: int = 0) -> Clusters:
         if len(inside):
             why = f"only {len(inside)} explained" if len(inside) < 3 else f"all {len(inside)} explanations are equal"
             notes.append(f"{why}: one cluster")
-    elif settings.algorithm == "hdbscan":
-        found = _hdbscan(inside, settings.min_size)
+    elif algorithm == "hdbscan":
+        found = _hdbscan(inside, min_size)
     else:
-        k, scanned = _number(inside, settings, seed, distinct, notes)
-        found = _kmeans(inside, k, seed)[0]
+        chosen, scanned = _number(inside, k, tried, seed, distinct, notes)
+        found = _kmeans(inside, chosen, seed)[0]
     labels = np.full(len(vectors), -1, np.int64)
     labels[known] = _by_size(found)
     apart = np.full(len(vectors), np.nan)
     apart[known] = silhouettes(inside, labels[known], seed)
     if len(inside) and not (labels >= 0).any():
-        notes.append(f"no {settings.min_size} spectra lie so close together that they are a cluster")
+        notes.append(f"no {min_size} spectra lie so close together that they are a cluster")
     centroids, distance = _centroids(vectors, labels)
     return Clusters(labels, centroids, distance, apart, scanned, int((labels < 0).sum()), tuple(notes))
 
@@ -224,13 +234,15 @@ def silhouettes(vectors: Vectors, labels: Labels, seed: int = 0) -> Values:
     return found
 
 
-def _number(vectors: Vectors, settings: Cluster, seed: int, distinct: int, notes: list[str]) -> tuple[int, Scan | None]:
+def _number(
+    vectors: Vectors, k: int | None, tried: tuple[int, int], seed: int, distinct: int, notes: list[str]
+) -> tuple[int, Scan | None]:
     """Choose k: as set, as far as there are rows, or that of the scan."""
-    if settings.k is not None:
-        if settings.k > distinct:
-            notes.append(f"{distinct} distinct explanations: {distinct} clusters in place of {settings.k}")
-        return min(settings.k, distinct), None
-    lowest, highest = settings.scan
+    if k is not None:
+        if k > distinct:
+            notes.append(f"{distinct} distinct explanations: {distinct} clusters in place of {k}")
+        return min(k, distinct), None
+    lowest, highest = tried
     most = min(highest, distinct, len(vectors) - 1)
     if most < highest:
         notes.append(f"{len(vectors)} spectra, {distinct} of them distinct: no more than {most} clusters were tried")
@@ -297,7 +309,7 @@ def components_for(vectors: Vectors, share: float = 0.9) -> int:
 
 
 @dataclass(frozen=True)
-class Concentrated:
+class LargestGroup:
     """Whether a cluster comes from one exposure, plate or night: the signature of an artefact.
 
     Arguments:
@@ -319,7 +331,7 @@ class Concentrated:
     p: float
 
 
-def concentration(labels: Labels, keys: Shaped[np.ndarray, "n"]) -> list[Concentrated]:
+def largest_groups(labels: Labels, keys: Shaped[np.ndarray, "n"]) -> list[LargestGroup]:
     """Find for each cluster the exposure that it holds most more of than its size makes likely.
 
     Arguments:
@@ -336,10 +348,10 @@ def concentration(labels: Labels, keys: Shaped[np.ndarray, "n"]) -> list[Concent
         mine = keys[told & (labels == number)]
         largest = significance.concentration(mine, names, counts.astype(np.int64)).largest if len(mine) else None
         if largest is None:
-            found.append(Concentrated(number, None, 0, len(mine), 0.0, 0.0, 1.0))
+            found.append(LargestGroup(number, None, 0, len(mine), 0.0, 0.0, 1.0))
             continue
         shares = largest.members / len(mine), largest.expected / len(mine)
-        found.append(Concentrated(number, str(largest.label), largest.members, len(mine), *shares, largest.p))
+        found.append(LargestGroup(number, str(largest.label), largest.members, len(mine), *shares, largest.p))
     return found
 
 

@@ -1,14 +1,7 @@
-"""How far lists of anomalies agree, what they lean towards, and how detectors join to one: mathematics, no files.
-
-Two lists of g1 and g2 rows, drawn at random from the same n anomalies, share k rows with the chance P(k | n) =
-C(g1, k) C(n - g1, g2 - k) / C(n, g2) of mean g1 g2 / n, so the overlap of two detectors tells how many there are.
+"""How detectors join to one: by the ranks of their scores, whatever their units.
 
 References:
-    Reis, Rotman, Poznanski, Prochaska & Wolf 2021, Astronomy and Computing: eqs. 1 and A.3, figs. 2 and 3.
-    Chapman 1951, Univ. California Publ. Statistics 1, 131: an estimate from one overlap that is free of bias.
-    Darroch 1958, Biometrika 45, 343: the likelihood of n from several lists depends on their distinct rows alone.
-    Efron & Stein 1981, Annals of Statistics 9, 586: the jackknife's variance is not too small.
-    Holm 1979, Scandinavian Journal of Statistics 6, 65.
+    Reis, Rotman, Poznanski, Prochaska & Wolf 2021, Astronomy and Computing.
 """
 
 from dataclasses import dataclass
@@ -16,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
-__all__ = ["Survivors", "rank_mean", "rank_union"]
+__all__ = ["SurvivalFunction", "rank_mean", "rank_union"]
 
 
 def _checked(shares: Float32[np.ndarray, "n k"]) -> Float32[np.ndarray, "n k"]:
@@ -53,7 +46,7 @@ def _bins(edges: Float32[np.ndarray, "edges"], values: Float32[np.ndarray, "n"])
 
 
 @dataclass(frozen=True, eq=False)
-class Survivors:
+class SurvivalFunction:
     """Distribution of a score over the survey, as counts at and between thresholds; merged with `+`.
 
     Arguments:
@@ -65,17 +58,17 @@ class Survivors:
     counts: Int64[np.ndarray, "bins"]
 
     @classmethod
-    def count(cls, edges: Float32[np.ndarray, "edges"], values: Float32[np.ndarray, "n"]) -> "Survivors":
+    def count(cls, edges: Float32[np.ndarray, "edges"], values: Float32[np.ndarray, "n"]) -> "SurvivalFunction":
         """Count a batch."""
         if not (edges[1:] > edges[:-1]).all() or np.isnan(edges).any():
             raise ValueError(f"{len(edges)} edges; expected them ascending, each once, none NaN (numpy.unique)")
         bins = _bins(edges, values[~np.isnan(values)])
         return cls(edges, np.bincount(bins, minlength=2 * len(edges) + 1).astype(np.int64))
 
-    def __add__(self, other: "Survivors") -> "Survivors":
+    def __add__(self, other: "SurvivalFunction") -> "SurvivalFunction":
         if not np.array_equal(self.edges, other.edges):
             raise ValueError(f"{len(self.edges)} and {len(other.edges)} edges differ; expected counts at the same ones")
-        return Survivors(self.edges, self.counts + other.counts)
+        return SurvivalFunction(self.edges, self.counts + other.counts)
 
     def shares(self, values: Float32[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
         """Give the share r/n of the survey at least as odd as each value; ties have their middle rank; NaN stays NaN.

@@ -1,14 +1,13 @@
-"""How far lists of anomalies agree, what they lean towards, and how detectors join to one: mathematics, no files.
+"""How many anomalies there are, from what lists of them share.
 
 Two lists of g1 and g2 rows, drawn at random from the same n anomalies, share k rows with the chance P(k | n) =
 C(g1, k) C(n - g1, g2 - k) / C(n, g2) of mean g1 g2 / n, so the overlap of two detectors tells how many there are.
 
 References:
-    Reis, Rotman, Poznanski, Prochaska & Wolf 2021, Astronomy and Computing: eqs. 1 and A.3, figs. 2 and 3.
+    Reis, Rotman, Poznanski, Prochaska & Wolf 2021, Astronomy and Computing: eqs. 1 and A.3, fig. 2.
     Chapman 1951, Univ. California Publ. Statistics 1, 131: an estimate from one overlap that is free of bias.
     Darroch 1958, Biometrika 45, 343: the likelihood of n from several lists depends on their distinct rows alone.
     Efron & Stein 1981, Annals of Statistics 9, 586: the jackknife's variance is not too small.
-    Holm 1979, Scandinavian Journal of Statistics 6, 65.
 """
 
 import math
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64
-from scipy import special, stats
+from scipy import stats
 
 from distspec.statistics.plain import Plain
 
@@ -29,9 +28,8 @@ __all__ = [
     "curve",
     "estimate",
     "joint",
-    "log_probability",
+    "overlap_moments",
     "overlaps",
-    "spread_of_overlap",
 ]
 
 ASSUMPTION = (
@@ -69,7 +67,7 @@ def overlaps(lists: Lists) -> Int64[np.ndarray, "k k"]:
     return np.asarray(found @ found.T)
 
 
-def spread_of_overlap(n: int, g1: int, g2: int) -> tuple[float, float]:
+def overlap_moments(n: int, g1: int, g2: int) -> tuple[float, float]:
     """Give mean and standard deviation of the overlap of two lists drawn at random from n; exact for any n."""
     if not 0 <= min(g1, g2) <= max(g1, g2) <= n or n < 1:
         raise ValueError(f"lists of {g1} and {g2} rows from {n}; expected none longer than what it is drawn from")
@@ -155,14 +153,6 @@ def _first(low: int, holds: Callable[[int], bool], high: int | None = None) -> i
     while high is None and not holds(low + step):
         step *= 2
     return low + bisect_left(range(low, low + step), True, key=holds)
-
-
-def log_probability(k: int, n: int, g1: int, g2: int) -> float:
-    """Give log P(k | n, g1, g2); -inf where no such draws exist."""
-    if max(g1, g2) > n or not max(0, g1 + g2 - n) <= k <= min(g1, g2):
-        return -math.inf
-    ways = special.gammaln(np.array([g1, g2, k, g1 - k, g2 - k]) + 1.0)
-    return float(ways @ [1, 1, -1, -1, -1]) + _Likelihood.of_pairs(np.array([[g1, k], [k, g2]])).value(n)
 
 
 def estimate(k: int, g1: int, g2: int, most: int | None = None) -> Estimate:

@@ -6,9 +6,7 @@ same resampled hosts serve all detectors, kinds and strengths, which keeps their
 background is kept as it is: intervals say what other hosts would give, against the same survey.
 """
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,22 +16,23 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 __all__ = [
     "ARTEFACTS",
     "CONFIDENCE",
+    "TABLE",
     "Trials",
     "above",
-    "as_csv",
     "chosen_level",
     "found",
     "group_means",
     "half_found",
     "host_means",
     "interval",
-    "listed",
+    "list_length",
     "pointed",
     "resampled",
     "rising",
     "strata",
     "stratified",
     "summarize",
+    "table_rows",
     "tracked",
 ]
 
@@ -42,6 +41,9 @@ ARTEFACTS: Final = ("arm-step", "sky-residual", "cosmic-ray", "red-runaway", "ca
 
 CONFIDENCE: Final = 0.95
 """Of all intervals, which are percentiles of the bootstrap."""
+
+TABLE: Final = ("name", "kind", "measure", "level", "strength", "part", "value", "low", "high")
+"""Columns of the table of all numbers."""
 
 # Annotations below: what each host contributes, which hosts count, how often each is drawn, means of each replicate.
 Each = Float[np.ndarray, "kinds hosts strengths detectors"]
@@ -53,11 +55,11 @@ Counts = Float64[np.ndarray, "replicates hosts"]
 Means = Float64[np.ndarray, "replicates kinds strengths detectors"]
 
 
-def listed(background: int, level: float) -> int:
+def list_length(background: int, level: float) -> int:
     """Give the length of the top list that holds this share of a survey; 0 where the survey is too small for one.
 
     Example:
-        >>> listed(1500, 0.001), listed(300, 0.01), listed(99, 0.01)
+        >>> list_length(1500, 0.001), list_length(300, 0.01), list_length(99, 0.01)
         (1, 3, 0)
     """
     # The product of a share and a whole number may lie a rounding error below a whole number.
@@ -73,7 +75,7 @@ def chosen_level(background: int, levels: Sequence[float]) -> float | None:
     """
     ordered = sorted(levels)
     upward = ordered[(len(ordered) - 1) // 2 :]
-    return next((level for level in upward if listed(background, level)), None)
+    return next((level for level in upward if list_length(background, level)), None)
 
 
 def above(
@@ -105,7 +107,7 @@ def found(
     Returns:
         NaN everywhere where the background is too small to have such a list.
     """
-    size = listed(len(background), level)
+    size = list_length(len(background), level)
     if not size:
         return np.full(planted.shape, np.nan)
     last = np.partition(background, len(background) - size, axis=0)[len(background) - size]
@@ -281,7 +283,7 @@ def summarize(trials: Trials, groups: Groups, levels: Sequence[float], counts: C
             results[detector][name] = {"recall": curves, "auc": auc, "half": half[place][index] or [None] * 3}
     judged = means["auc" if level is None else f"{level:g}"][:, len(trials.kinds) :, trials.reference]
     best = {group: _best(trials.detectors, judged[:, place]) for place, group in enumerate(groups)}
-    lists = {f"{one:g}": listed(size, one) or None for one in levels}
+    lists = {f"{one:g}": list_length(size, one) or None for one in levels}
     return {"listed": lists, "level": level, "results": results, "best": best}
 
 
@@ -389,32 +391,28 @@ def tracked(facts: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def as_csv(facts: Mapping[str, Any]) -> str:
-    """Write one line for each number; an empty cell is one that is not known."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["name", "kind", "measure", "level", "strength", "part", "value", "low", "high"])
+def table_rows(facts: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Give one line of cells, by `TABLE`, for each number; None is one that is not known."""
     smallest, largest = facts["strengths"][0], facts["strengths"][-1]
 
-    def line(name: str, kind: str, measure: str, level: Any, strength: Any, part: str, triple: Sequence[Any]) -> None:
+    def line(*keys: Any, triple: Sequence[Any]) -> tuple[Any, ...]:
         words = {"below": f"<{smallest:g}", "above": f">{largest:g}"}
-        writer.writerow([name, kind, measure, level, strength, part, *(words.get(one, one) for one in triple)])
+        return (*keys, *(words.get(one, one) for one in triple))
 
     for name, kinds in facts["results"].items():
         for kind, found in kinds.items():
             for place, strength in enumerate(facts["strengths"]):
                 for level, values in found["recall"].items():
-                    line(name, kind, "recall", level, strength, "", values[place])
-                line(name, kind, "auc", "", strength, "", found["auc"][place])
-            line(name, kind, "half", facts["level"], "", "", found["half"])
+                    yield line(name, kind, "recall", level, strength, "", triple=values[place])
+                yield line(name, kind, "auc", "", strength, "", triple=found["auc"][place])
+            yield line(name, kind, "half", facts["level"], "", "", triple=found["half"])
     for one in facts["strata"]:
         part = f"{one['by']} {one['low']:g} to {one['high']:g}"
         for name, kinds in one["results"].items():
             for kind, found in kinds.items():
-                line(name, kind, "recall", facts["level"], facts["strength"], part, found["recall"])
-                line(name, kind, "auc", "", facts["strength"], part, found["auc"])
+                yield line(name, kind, "recall", facts["level"], facts["strength"], part, triple=found["recall"])
+                yield line(name, kind, "auc", "", facts["strength"], part, triple=found["auc"])
     for pointer in facts["pointing"]:
         for kind, found in pointer["results"].items():
-            line(pointer["name"], kind, "pointing", "", facts["strength"], "", found["share"])
-            line(pointer["name"], kind, "chance", "", facts["strength"], "", [found["chance"], None, None])
-    return stream.getvalue()
+            yield line(pointer["name"], kind, "pointing", "", facts["strength"], "", triple=found["share"])
+            yield line(pointer["name"], kind, "chance", "", facts["strength"], "", triple=[found["chance"], None, None])

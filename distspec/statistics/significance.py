@@ -1,13 +1,7 @@
-"""How far lists of anomalies agree, what they lean towards, and how detectors join to one: mathematics, no files.
-
-Two lists of g1 and g2 rows, drawn at random from the same n anomalies, share k rows with the chance P(k | n) =
-C(g1, k) C(n - g1, g2 - k) / C(n, g2) of mean g1 g2 / n, so the overlap of two detectors tells how many there are.
+"""What a list leans towards: ranks of a property against uniform ones, labels that come too often, many tests at once.
 
 References:
-    Reis, Rotman, Poznanski, Prochaska & Wolf 2021, Astronomy and Computing: eqs. 1 and A.3, figs. 2 and 3.
-    Chapman 1951, Univ. California Publ. Statistics 1, 131: an estimate from one overlap that is free of bias.
-    Darroch 1958, Biometrika 45, 343: the likelihood of n from several lists depends on their distinct rows alone.
-    Efron & Stein 1981, Annals of Statistics 9, 586: the jackknife's variance is not too small.
+    Reis, Rotman, Poznanski, Prochaska & Wolf 2021, Astronomy and Computing: fig. 3.
     Holm 1979, Scandinavian Journal of Statistics 6, 65.
 """
 
@@ -17,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64, Shaped
 from scipy import stats
 
-from distspec.statistics.overlap import spread_of_overlap
+from distspec.statistics.overlap import overlap_moments
 from distspec.statistics.plain import Plain
 
 __all__ = ["Concentration", "Group", "Uniformity", "concentration", "holm", "uniformity"]
@@ -71,7 +65,7 @@ def uniformity(ranks: Int64[np.ndarray, "m"], total: int, equal: Int64[np.ndarra
     distance = max(np.abs(below / size - ranks / total).max(), np.abs(upto / size - (ranks + equal) / total).max())
     edges = np.arange(11) * total // 10
     inside = np.minimum((ranks + equal)[:, None], edges[1:]) - np.maximum(ranks[:, None], edges[:-1])
-    expected, sd = np.array([spread_of_overlap(total, int(width), size) for width in np.diff(edges)]).T
+    expected, sd = np.array([overlap_moments(total, int(width), size) for width in np.diff(edges)]).T
     p, critical = float(stats.kstwo.sf(distance, size)), 1.3581 / (size**0.5 + 0.12 + 0.11 / size**0.5)
     mean, counts = ((ranks + equal / 2) / total).mean(), (np.maximum(inside, 0) / equal[:, None]).sum(axis=0)
     return Uniformity(float(distance), p, critical, float(mean), counts, expected, sd)

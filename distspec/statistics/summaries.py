@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped, UInt32
 
 __all__ = [
     "TABLE_ROWS",
+    "Batch",
     "Histogram",
     "Moments",
     "Selection",

@@ -2,7 +2,7 @@
 
 - `store`: `SpectraStore`, a survey on one grid; the layout on disk is described there.
 - `layer`: `Layer`, arrays with one leading axis, written shard by shard.
-- `frozen`: statistics of the whole sample, applied to every read.
+- `frozen`: what belongs to the whole sample: `Statistics`, applied to every read, and how a store keeps it.
 - `shard_files`: the chunks of a shard file, read straight into the array that is asked for.
 - `inventory`: the files that rows came from.
 - `places`: folders and buckets.
@@ -13,6 +13,6 @@
 
 from distspec.store.inventory import Inventory
 from distspec.store.layer import SCHEMA, Fields, Layer, field_of
-from distspec.store.store import SpectraStore, limit_threads
+from distspec.store.store import SpectraStore, StoreSpec, limit_threads
 
-__all__ = ["SCHEMA", "Fields", "Inventory", "Layer", "SpectraStore", "field_of", "limit_threads"]
+__all__ = ["SCHEMA", "Fields", "Inventory", "Layer", "SpectraStore", "StoreSpec", "field_of", "limit_threads"]

@@ -1,10 +1,7 @@
-"""A store as one table: catalogue, scores, latents and value-added columns, as Arrow, astropy or pandas.
+"""Columns on their way to other programs: Arrow, and from there numpy, pandas and astropy.
 
-Missing means: null in Arrow and pandas; in astropy NaN for floats and masked for everything else. Missing is what is
-NaN (an unknown redshift, the score of a spectrum that is set aside), a value that a value-added table does not have,
-and whatever a layer has not reached yet in a store that has grown. Ids and all other integers stay what they are,
-whatever is missing beside them. A list is never null itself, since Arrow cannot read such lists of fixed length from
-Parquet again: its elements are NaN, or null if they are no floats.
+A float is missing where it is NaN; of anything else a mask says so. Integers stay integers beside missing ones. A list
+is never null itself, since Arrow cannot read such lists of fixed length from Parquet again: its elements are.
 """
 
 from functools import reduce
@@ -15,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Shaped
 
-__all__ = ["facts_of", "to_arrow", "to_numpy", "to_pandas", "to_qtable"]
+__all__ = ["arrow_type", "facts_of", "to_arrow", "to_numpy", "to_pandas", "to_qtable"]
 
 
 def arrow_type(dtype: str, shape: tuple[int, ...]) -> pa.DataType:
+    """Give the type of a field: text, a number, or a list of fixed length for each further axis."""
     kind = pa.string() if dtype == "string" else pa.from_numpy_dtype(np.dtype(dtype))
     return reduce(pa.list_, reversed(shape), kind)
 

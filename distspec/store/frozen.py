@@ -1,8 +1,9 @@
-"""What only the whole sample can tell: wavelengths to drop, a mean, values for masked pixels, an S/N threshold.
+"""What belongs to the whole sample, frozen: statistics that are applied to every read, and what its layer adds.
 
-`compute` takes these statistics once over the usable spectra of a store; they are then frozen, and `Statistics` applies
-them to every spectrum read from it, those added later included. Usable means status 0 by the recipe, before the S/N
-threshold that is found here. What is computed does not depend, in any bit, on how the store is cut.
+`Statistics` are taken once over the usable spectra of a store, by `distspec ingest`; they are then frozen and applied
+to every spectrum read from it, those added later included. Usable means status 0 by the recipe, before the S/N
+threshold that is found here. What only a look over all rows can tell of each (duplicates, too low S/N, the factor
+that normalizes it again) is a layer. `SampleRecord` is both as they lie in a store.
 """
 
 import hashlib
@@ -11,12 +12,23 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import zarr
 from jaxtyping import Bool, Float32, Int32, Shaped
 
+from distspec.errors import LayoutError, PartialShardError, StoreError
 from distspec.spectra import Spectra, Status
 from distspec.statistics.summaries import row_mean, row_median
+from distspec.store.layer import Fields, Layer, layer_group, open_layer
+from distspec.store.places import place_of
 
-__all__ = ["Statistics"]
+__all__ = ["BLOCK", "FLOAT32", "SAMPLE_FIELDS", "SAMPLE_LAYER", "Again", "SampleRecord", "Statistics", "factor_of"]
+
+SAMPLE_LAYER = "second-look"
+
+SAMPLE_FIELDS: Fields = {"status": ("i4", ()), "factor": ("f4", ())}
+"""Bits that are added to the status of a row, and what its spectrum is multiplied by."""
+
+_COPY = "put them back from a copy, or make the store again"
 
 FLOAT32 = np.finfo(np.float32)
 
@@ -24,6 +36,7 @@ BLOCK = 512
 """Spectra whose temporaries are held at once."""
 
 Again = Literal["none", "median", "mean"]
+"""What of the kept pixels of a spectrum becomes 1."""
 
 RENORMALIZE: tuple[Again, ...] = ("none", "median", "mean")
 
@@ -210,6 +223,141 @@ class Statistics:
 def factor_of(
     flux: Float32[np.ndarray, "n pixels"], good: Bool[np.ndarray, "n pixels"], kind: Again
 ) -> Float32[np.ndarray, "n"]:
+    """Give 1 / the median or mean of the good pixels of each spectrum; NaN where that is no scale."""
     scale = row_median(flux, good) if kind == "median" else row_mean(flux, good)
     sound = (scale > FLOAT32.tiny) & (scale <= FLOAT32.max)
     return np.where(sound, 1.0 / np.where(sound, scale, 1.0), np.nan).astype(np.float32)
+
+
+class SampleRecord:
+    """What a store keeps of its whole sample.
+
+    Arguments:
+        root: group of the store.
+    """
+
+    def __init__(self, root: zarr.Group) -> None:
+        self._root = root
+        self._path = place_of(root)
+        self.reload()
+
+    def reload(self) -> None:
+        """Read again the frozen statistics and open the layer, or keep what is wrong with them."""
+        meta = self._root.attrs["distspec"]
+        self._statistics, self._sample_damage = _read_statistics(self._root, meta.get("sample"))
+        self._layer: Layer | None = None
+        self._layer_damage = ""
+        place = f"{self._path}/layers/{SAMPLE_LAYER}"
+        try:
+            layers = layer_group(self._root)
+            if SAMPLE_LAYER in layers and "distspec" in layers[SAMPLE_LAYER].attrs:
+                self._layer = open_layer(layers, SAMPLE_LAYER)
+        except Exception as error:  # whatever zarr makes of damaged JSON
+            self._layer_damage = f"{place} is damaged ({' '.join(repr(error).split())})"
+        if meta.get("look") and self._layer is None and not self._layer_damage:
+            self._layer_damage = f"{place} is missing"
+        if self._layer_damage:
+            self._layer_damage += "; `distspec ingest --mend`, then `distspec ingest`, make it again"
+
+    @property
+    def damage(self) -> list[str]:
+        """What is wrong with the statistics and the layer."""
+        return [problem for problem in (self._sample_damage, self._layer_damage) if problem]
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """The frozen statistics; None where the recipe asks for none.
+
+        Raises:
+            LayoutError: they are damaged.
+        """
+        if self._sample_damage:
+            raise LayoutError(self._sample_damage)
+        return self._statistics
+
+    @property
+    def is_frozen(self) -> bool:
+        """True once the statistics are settled, if only that there are none."""
+        return "sample" in self._root.attrs["distspec"]
+
+    def freeze(self, statistics: Statistics | None) -> None:
+        """Keep the statistics of the sample.
+
+        Raises:
+            StoreError: other statistics are frozen already.
+        """
+        meta = self._root.attrs["distspec"]
+        digest = None if statistics is None else statistics.digest
+        if "sample" in meta:
+            if meta["sample"] != digest:
+                raise StoreError(f"{self._path} has frozen statistics {meta['sample']}; they cannot be changed")
+            return
+        if statistics is not None:
+            group = self._root.create_group("sample", overwrite=True)
+            for name, values in statistics.to_arrays().items():
+                group.create_array(name, data=np.asarray(values))
+        self._root.attrs["distspec"] = dict(meta) | {"sample": digest}
+        self.reload()
+
+    @property
+    def layer(self) -> Layer | None:
+        """The layer, where it is there and sound."""
+        return self._layer
+
+    @property
+    def has_layer(self) -> bool:
+        """True where an earlier look over all rows found something to keep."""
+        return self._layer is not None or bool(self._root.attrs["distspec"].get("look"))
+
+    def layer_below(self, stop: int, rows: int) -> Layer | None:
+        """Give the layer for rows below `stop` of `rows`, None where there was nothing to keep.
+
+        Raises:
+            LayoutError: it is lost or damaged.
+            PartialShardError: the look over all rows did not get as far.
+        """
+        if self._layer_damage:
+            raise LayoutError(self._layer_damage)
+        if self._layer is not None and stop > self._layer.rows:
+            raise PartialShardError(
+                f"rows {self._layer.rows}-{rows} of {self._path} are not settled; run `distspec ingest` to finish"
+            )
+        return self._layer
+
+    def covers(self, parts: tuple[int, ...]) -> bool:
+        """Tell whether the look over all rows of these parts is done."""
+        if self._root.attrs["distspec"].get("looked") != list(parts):
+            return False
+        return self._layer is None or not self._layer.pending()
+
+    def mark_finished(self, parts: tuple[int, ...]) -> None:
+        """Say that the look over all rows of these parts is done, by a layer or because nothing asked for one."""
+        self.reload()
+        marks = {"looked": list(parts), "look": self._layer is not None}
+        self._root.attrs["distspec"] = dict(self._root.attrs["distspec"]) | marks
+
+    def forget_layer(self) -> None:
+        """Let the next ingest make the layer again, where it is lost; what it finds does not change."""
+        if not self._layer_damage:
+            return
+        meta = dict(self._root.attrs["distspec"])
+        meta.pop("looked", None)
+        meta.pop("look", None)
+        self._root.attrs["distspec"] = meta
+        layer_group(self._root).create_group(SAMPLE_LAYER, overwrite=True)
+        self.reload()
+
+
+def _read_statistics(root: zarr.Group, digest: str | None) -> tuple[Statistics | None, str]:
+    """Read the frozen statistics of that digest; or say what is wrong with them."""
+    if not digest:
+        return None, ""
+    place = f"{place_of(root)}/sample"
+    try:
+        group = root["sample"]
+        found = Statistics.from_arrays({name: group[name][...] for name in group.array_keys()})
+    except Exception as error:  # whatever zarr, its codecs and the statistics make of damage
+        return None, f"the frozen statistics in {place} are damaged ({' '.join(repr(error).split())}); {_COPY}"
+    if found.digest != digest:
+        return None, f"the frozen statistics in {place} are {found.digest}; expected {digest}: damaged; {_COPY}"
+    return found, ""

@@ -20,10 +20,10 @@ from distspec.errors import LayoutError, PartialShardError, StoreError, StoreNot
 from distspec.store.places import place_of
 from distspec.store.shard_files import ShardFiles, shard_files
 
-__all__ = ["SCHEMA", "Fields", "Layer", "create_layer", "field_of", "group_of", "open_layer"]
+__all__ = ["SCHEMA", "Fields", "Layer", "create_layer", "field_of", "group_of", "layer_group", "open_layer"]
 
 SCHEMA = 2
-"""Number of the layout that `distspec.store` describes; another one is refused."""
+"""Number of the layout that `distspec.store.store` describes; another one is refused."""
 
 Fields = dict[str, tuple[str, tuple[int, ...]]]
 """Name -> dtype ("string" for text) and shape behind the leading axis."""
@@ -85,6 +85,19 @@ class Layer:
     def pending(self) -> list[int]:
         """Name the shards that are not yet written, in order."""
         return [int(shard) for shard in np.flatnonzero(self._marks() == 0)]
+
+    def require_finished(self, advice: str) -> None:
+        """Refuse a layer of which shards are not written.
+
+        Arguments:
+            advice: what to do about it.
+
+        Raises:
+            StoreError: some are pending.
+        """
+        missing = len(self.pending())
+        if missing:
+            raise StoreError(f"{self.name} lacks {missing} of {self.shards} shards; {advice}")
 
     def write(self, shard: int, values: Mapping[str, Shaped[np.ndarray, "n ..."]]) -> None:
         """Write all fields of one shard, then its mark.
@@ -332,6 +345,21 @@ def group_of(parent: zarr.Group, name: str) -> zarr.Group:
         advice = "remove it and run its stage again" if result else "make the store again"
         raise LayoutError(
             f"the metadata of {place_of(parent)}/{name} are missing or damaged ({error!r}); {advice}"
+        ) from error
+
+
+def layer_group(root: zarr.Group) -> zarr.Group:
+    """Open the group of a store's results.
+
+    Raises:
+        LayoutError: its metadata are missing or damaged.
+    """
+    try:
+        return root["layers"]
+    except Exception as error:  # whatever zarr makes of damaged JSON
+        raise LayoutError(
+            f"the metadata of {place_of(root)}/layers are missing or damaged ({' '.join(repr(error).split())}); "
+            "make the store again"
         ) from error
 
 

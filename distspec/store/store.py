@@ -1,4 +1,4 @@
-"""Spectra and everything derived from them, as rows x pixels on Zarr v3. The only package that knows zarr.
+"""A survey on one grid, and how it lies on disk.
 
     store.zarr/
       zarr.json            grid, recipe, schema number: written last, so a half-made store is not a store
@@ -16,6 +16,7 @@ chunk that is missing or damaged is an error and never a fill value. Rows added 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,44 @@ import numpy as np
 import zarr
 from jaxtyping import Int32, Int64, Shaped
 
-from distspec.errors import LayoutError, PartialShardError, StoreError, StoreNotFoundError
+from distspec.errors import LayoutError, StoreError, StoreNotFoundError
 from distspec.spectra import Columns, Spectra, WaveGrid
-from distspec.store.frozen import Statistics
+from distspec.store.frozen import SAMPLE_FIELDS, SAMPLE_LAYER, SampleRecord, Statistics
 from distspec.store.inventory import Inventory, read_inventory, write_inventory
-from distspec.store.layer import SCHEMA, Fields, Layer, create_layer, group_of, open_layer
+from distspec.store.layer import SCHEMA, Fields, Layer, create_layer, group_of, layer_group, open_layer
 from distspec.store.places import clear, has, names_in, open_place, place_of
 from distspec.store.shard_files import use_threads
 
-__all__ = ["SpectraStore", "limit_threads"]
+__all__ = ["SpectraStore", "StoreSpec", "limit_threads"]
 
-SECOND_LOOK = "second-look"
 
-_COPY = "put them back from a copy, or make the store again"
+@dataclass(frozen=True)
+class StoreSpec:
+    """What a store is made of before it holds a spectrum.
 
-_SECOND_LOOK_FIELDS: Fields = {"status": ("i4", ()), "factor": ("f4", ())}
+    Arguments:
+        grid: wavelengths of all spectra.
+        frame: "rest" or "observed".
+        rows: number of spectra, including those that will be set aside.
+        shard_rows: spectra in a shard.
+        chunk_rows: spectra in a chunk; divides `shard_rows`.
+        columns: catalogue columns.
+        digest: names what the store was made from.
+        recipe: digest of the preparation of the spectra; a model is used only on its own recipe.
+        settings: the resolved settings, kept for the reader.
+        inventory: the files that the rows come from, in order.
+    """
+
+    grid: WaveGrid
+    frame: str
+    rows: int
+    shard_rows: int
+    chunk_rows: int
+    columns: Fields
+    digest: str
+    recipe: str
+    settings: dict[str, Any]
+    inventory: Inventory | None = None
 
 
 class SpectraStore:
@@ -60,38 +84,15 @@ class SpectraStore:
         self.digest = str(meta["digest"])
         self.settings: dict[str, Any] = dict(meta["settings"])
         self._recipe = str(meta["recipe"])
-        self.reload()
+        self._sample = SampleRecord(root)
 
     @classmethod
-    def create(
-        cls,
-        path: str | Path,
-        *,
-        grid: WaveGrid,
-        frame: str,
-        rows: int,
-        shard_rows: int,
-        chunk_rows: int,
-        columns: Fields,
-        digest: str,
-        recipe: str,
-        settings: dict[str, Any],
-        inventory: Inventory | None = None,
-    ) -> "SpectraStore":
+    def create(cls, path: str | Path, spec: StoreSpec) -> "SpectraStore":
         """Make an empty store: all metadata, no spectra. What an interrupted call left at `path` is replaced.
 
         Arguments:
             path: folder or URL of the store.
-            grid: wavelengths of all spectra.
-            frame: "rest" or "observed".
-            rows: number of spectra, including those that will be set aside.
-            shard_rows: spectra in a shard.
-            chunk_rows: spectra in a chunk; divides `shard_rows`.
-            columns: catalogue columns.
-            digest: names what the store was made from.
-            recipe: digest of the preparation of the spectra; a model is used only on its own recipe.
-            settings: the resolved settings, kept for the reader.
-            inventory: the files that the rows come from, in order.
+            spec: what it is made of.
 
         Raises:
             StoreError: the path cannot be written, or holds something that is not a store.
@@ -110,20 +111,20 @@ class SpectraStore:
             root = zarr.open_group(place, mode="w", zarr_format=3)
         except OSError as error:
             raise StoreError(f"cannot make a store at {path}: {error.strerror or error}") from error
-        pixels = {"flux": ("f4", (grid.pixels,)), "ivar": ("f4", (grid.pixels,))}
-        fields = pixels | {f"columns/{name}": field for name, field in columns.items()}
-        create_layer(root, "base", [rows], shard_rows, chunk_rows, fields, {})
+        pixels = {"flux": ("f4", (spec.grid.pixels,)), "ivar": ("f4", (spec.grid.pixels,))}
+        fields = pixels | {f"columns/{name}": field for name, field in spec.columns.items()}
+        create_layer(root, "base", [spec.rows], spec.shard_rows, spec.chunk_rows, fields, {})
         root.create_group("layers")
         root.create_group("inventory")
-        write_inventory(root["inventory"], 0, Inventory.empty() if inventory is None else inventory)
+        write_inventory(root["inventory"], 0, Inventory.empty() if spec.inventory is None else spec.inventory)
         root.attrs["distspec"] = {
             "schema": SCHEMA,
-            "grid": grid.to_dict(),
-            "frame": frame,
-            "digest": digest,
-            "recipe": recipe,
-            "settings": settings,
-            "chunk_rows": chunk_rows,
+            "grid": spec.grid.to_dict(),
+            "frame": spec.frame,
+            "digest": spec.digest,
+            "recipe": spec.recipe,
+            "settings": spec.settings,
+            "chunk_rows": spec.chunk_rows,
         }
         return cls(root)
 
@@ -187,10 +188,8 @@ class SpectraStore:
 
     @property
     def finished(self) -> bool:
-        """True when every shard is written and the second look has been taken over all rows."""
-        if self._root.attrs["distspec"].get("looked") != list(self.base.parts) or self.pending():
-            return False
-        return self._look is None or not self._look.pending()
+        """True when every shard is written and the look over all rows is done."""
+        return self._sample.covers(self.base.parts) and not self.pending()
 
     def pending(self) -> list[int]:
         """Name the shards that are not yet ingested."""
@@ -223,26 +222,28 @@ class SpectraStore:
         flux, ivar = self.base.read_shard(shard, "flux", "ivar")
         redshift = self.base.read("columns/z", start, stop) if self.frame == "observed" else None
         spectra = Spectra(np.arange(start, stop, dtype=np.int64), flux, ivar, self.grid, redshift)
-        if self.statistics is None or not frozen:
+        statistics = self.statistics
+        if statistics is None or not frozen:
             return spectra
-        look = self._second(stop)
-        return self.statistics.apply(spectra, None if look is None else look.read("factor", start, stop))
+        layer = self._sample.layer_below(stop, self.rows)
+        return statistics.apply(spectra, None if layer is None else layer.read("factor", start, stop))
 
     def take(self, rows: Int64[np.ndarray, "m"], *, frozen: bool = True) -> Spectra:
         """Read single spectra, in the order given, as `read` does."""
         rows = np.asarray(rows, dtype=np.int64)
         redshift = self.base.take("columns/z", rows) if self.frame == "observed" else None
         spectra = Spectra(rows, self.base.take("flux", rows), self.base.take("ivar", rows), self.grid, redshift)
-        if self.statistics is None or not frozen:
+        statistics = self.statistics
+        if statistics is None or not frozen:
             return spectra
-        look = self._second(int(rows.max()) + 1 if len(rows) else 0)
-        return self.statistics.apply(spectra, None if look is None else look.take("factor", rows))
+        layer = self._sample.layer_below(int(rows.max()) + 1 if len(rows) else 0, self.rows)
+        return statistics.apply(spectra, None if layer is None else layer.take("factor", rows))
 
     def status(self, start: int = 0, stop: int | None = None) -> Int32[np.ndarray, "n"]:
-        """Read the status of a run of rows: what preparation found, and what the second look added."""
+        """Read the status of a run of rows: what preparation found, and what the look over all rows added."""
         status: Int32[np.ndarray, "n"] = self.base.read("columns/status", start, stop)
-        look = self._second(self.rows if stop is None else stop)
-        return status if look is None else status | look.read("status", start, stop)
+        layer = self._sample.layer_below(self.rows if stop is None else stop, self.rows)
+        return status if layer is None else status | layer.read("status", start, stop)
 
     def column(self, name: str, rows: Int64[np.ndarray, "m"] | None = None) -> Shaped[np.ndarray, "m ..."]:
         """Read one catalogue column, whole or for some rows; `status` as the method of that name gives it."""
@@ -250,79 +251,10 @@ class SpectraStore:
             if rows is None:
                 return self.status()
             status = self.base.take("columns/status", rows)
-            look = self._second(int(rows.max()) + 1 if len(rows) else 0)
-            return status if look is None else status | look.take("status", rows)
+            layer = self._sample.layer_below(int(rows.max()) + 1 if len(rows) else 0, self.rows)
+            return status if layer is None else status | layer.take("status", rows)
         field = f"columns/{name}"
         return self.base.read(field) if rows is None else self.base.take(field, rows)
-
-    def freeze(self, statistics: Statistics | None) -> None:
-        """Keep the statistics of the sample; from now on they are applied to all that is read.
-
-        Raises:
-            StoreError: other statistics are frozen already.
-        """
-        meta = self._root.attrs["distspec"]
-        if "sample" in meta:
-            if meta["sample"] != (None if statistics is None else statistics.digest):
-                raise StoreError(f"{self.path} has frozen statistics {meta['sample']}; they cannot be changed")
-            return
-        if statistics is not None:
-            group = self._root.create_group("sample", overwrite=True)
-            for name, values in statistics.to_arrays().items():
-                group.create_array(name, data=np.asarray(values))
-        self._root.attrs["distspec"] = dict(meta) | {"sample": None if statistics is None else statistics.digest}
-        self.reload()
-
-    @property
-    def is_frozen(self) -> bool:
-        """True once the statistics of the sample are settled, if only that there are none."""
-        return "sample" in self._root.attrs["distspec"]
-
-    @property
-    def has_look(self) -> bool:
-        """True where an earlier second look found something to keep."""
-        return self._look is not None or bool(self._root.attrs["distspec"].get("look"))
-
-    def look(self) -> Layer:
-        """Open the layer of the second look for writing, or make it; it covers all rows."""
-        return self.create_layer(SECOND_LOOK, _SECOND_LOOK_FIELDS)
-
-    def looked(self) -> None:
-        """Say that the second look has been taken over all rows, by a layer or because nothing asked for one."""
-        self.reload()
-        told = {"looked": list(self.base.parts), "look": self._look is not None}
-        self._root.attrs["distspec"] = dict(self._root.attrs["distspec"]) | told
-
-    def forget_look(self) -> None:
-        """Let the next ingest take the second look again, where it is lost; what it finds does not change."""
-        if not self._look_damage:
-            return
-        meta = dict(self._root.attrs["distspec"])
-        meta.pop("looked", None)
-        meta.pop("look", None)
-        self._root.attrs["distspec"] = meta
-        self._layers.create_group(SECOND_LOOK, overwrite=True)
-        self.reload()
-
-    @property
-    def damage(self) -> list[str]:
-        """What is wrong with the frozen statistics and the second look; such a store is not read."""
-        return [problem for problem in (self._sample_damage, self._look_damage) if problem]
-
-    def reload(self) -> None:
-        """Read again what belongs to the whole sample: the frozen statistics and the second look."""
-        meta = self._root.attrs["distspec"]
-        self._statistics, self._sample_damage = _read_statistics(self._root, meta.get("sample"))
-        self._look, self._look_damage = None, ""
-        try:
-            if SECOND_LOOK in self._layers and "distspec" in self._layers[SECOND_LOOK].attrs:
-                self._look = open_layer(self._layers, SECOND_LOOK)
-        except Exception as error:  # whatever zarr makes of damaged JSON
-            self._look_damage = f"{self.path}/layers/{SECOND_LOOK} is damaged ({' '.join(repr(error).split())})"
-        if meta.get("look") and self._look is None and not self._look_damage:
-            self._look_damage = f"{self.path}/layers/{SECOND_LOOK} is missing"
-        if self._look_damage:
-            self._look_damage += "; `distspec ingest --mend`, then `distspec ingest`, make it again"
 
     @property
     def statistics(self) -> Statistics | None:
@@ -331,29 +263,46 @@ class SpectraStore:
         Raises:
             LayoutError: they are damaged.
         """
-        if self._sample_damage:
-            raise LayoutError(self._sample_damage)
-        return self._statistics
-
-    def _second(self, stop: int) -> Layer | None:
-        """Give the second look for rows below `stop`, None where there was nothing to keep."""
-        if self._look_damage:
-            raise LayoutError(self._look_damage)
-        if self._look is not None and stop > self._look.rows:
-            raise PartialShardError(
-                f"rows {self._look.rows}-{self.rows} of {self.path} are not settled; run `distspec ingest` to finish"
-            )
-        return self._look
+        return self._sample.statistics
 
     @property
-    def _layers(self) -> zarr.Group:
-        try:
-            return self._root["layers"]
-        except Exception as error:  # whatever zarr makes of damaged JSON
-            raise LayoutError(
-                f"the metadata of {self.path}/layers are missing or damaged ({' '.join(repr(error).split())}); "
-                "make the store again"
-            ) from error
+    def is_frozen(self) -> bool:
+        """True once the statistics of the sample are settled, if only that there are none."""
+        return self._sample.is_frozen
+
+    def freeze(self, statistics: Statistics | None) -> None:
+        """Keep the statistics of the sample; from now on they are applied to all that is read.
+
+        Raises:
+            StoreError: other statistics are frozen already.
+        """
+        self._sample.freeze(statistics)
+
+    @property
+    def has_sample_layer(self) -> bool:
+        """True where an earlier look over all rows found something to keep."""
+        return self._sample.has_layer
+
+    def sample_layer(self) -> Layer:
+        """Open the layer of what a look over all rows finds for writing, or make it; it covers all rows."""
+        return self.create_layer(SAMPLE_LAYER, SAMPLE_FIELDS)
+
+    def forget_sample_layer(self) -> None:
+        """Let the next ingest make that layer again, where it is lost; what it finds does not change."""
+        self._sample.forget_layer()
+
+    def mark_finished(self) -> None:
+        """Say that the look over all rows is done, by a layer or because nothing asked for one."""
+        self._sample.mark_finished(self.base.parts)
+
+    def reload(self) -> None:
+        """Read again what belongs to the whole sample."""
+        self._sample.reload()
+
+    @property
+    def damage(self) -> list[str]:
+        """What is wrong with what belongs to the whole sample; such a store is not read."""
+        return self._sample.damage
 
     def create_layer(
         self,
@@ -381,7 +330,7 @@ class SpectraStore:
         """
         parts = list(self.base.parts) if rows is None else [rows]
         shard_rows = self.base.shard_rows if shard_rows is None else shard_rows
-        layers = self._layers
+        layers = layer_group(self._root)
         group = group_of(layers, name) if has(self._root.store, f"{layers.path}/{name}/zarr.json") else None
         if group is not None and "distspec" in group.attrs:
             layer = Layer(group, name)
@@ -406,20 +355,21 @@ class SpectraStore:
         Raises:
             StoreNotFoundError: there is none of this name.
         """
-        if not has(self._root.store, f"{self._layers.path}/{name}/zarr.json"):
+        layers = layer_group(self._root)
+        if not has(self._root.store, f"{layers.path}/{name}/zarr.json"):
             raise StoreNotFoundError(f"{place_of(self._root)} has no layer {name!r}; run its stage first")
-        return open_layer(self._layers, name)
+        return open_layer(layers, name)
 
     def layers(self) -> list[str]:
         """Name all layers of results, in alphabetical order."""
         # By their folders: a damaged layer is named too, and opening it says what is wrong.
-        names = names_in(self._root.store, self._layers.path)
-        return sorted(name for name in names if name not in (SECOND_LOOK, "zarr.json") and ".partial" not in name)
+        names = names_in(self._root.store, layer_group(self._root).path)
+        return sorted(name for name in names if name not in (SAMPLE_LAYER, "zarr.json") and ".partial" not in name)
 
     def all_layers(self) -> list[Layer]:
-        """Open the base arrays, the second look and all layers of results."""
-        look = [] if self._look is None else [self._look]
-        return [self.base, *look, *(self.layer(name) for name in self.layers())]
+        """Open the base arrays, the layer of the sample and all layers of results."""
+        sample = [] if self._sample.layer is None else [self._sample.layer]
+        return [self.base, *sample, *(self.layer(name) for name in self.layers())]
 
     def arrow(self, rows: Any = None, columns: Sequence[str] | None = None, layers: Sequence[str] | None = None) -> Any:
         """Give catalogue, scores and value-added columns as a `pyarrow.Table`, units in the metadata of its fields.
@@ -454,21 +404,6 @@ class SpectraStore:
             f"SpectraStore({self.rows} rows on {self.grid}; {done} of {self.shards} shards; "
             f"layers: {', '.join(self.layers()) or 'none'})"
         )
-
-
-def _read_statistics(root: zarr.Group, digest: str | None) -> tuple[Statistics | None, str]:
-    """Read the frozen statistics of that digest; or say what is wrong with them."""
-    if not digest:
-        return None, ""
-    place = f"{place_of(root)}/sample"
-    try:
-        group = root["sample"]
-        found = Statistics.from_arrays({name: group[name][...] for name in group.array_keys()})
-    except Exception as error:  # whatever zarr, its codecs and the statistics make of damage
-        return None, f"the frozen statistics in {place} are damaged ({' '.join(repr(error).split())}); {_COPY}"
-    if found.digest != digest:
-        return None, f"the frozen statistics in {place} are {found.digest}; expected {digest}: damaged; {_COPY}"
-    return found, ""
 
 
 def limit_threads(threads: int) -> None:

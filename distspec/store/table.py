@@ -12,20 +12,29 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int64, Shaped
+from jaxtyping import Bool, Int32, Int64, Shaped
 
 from distspec.errors import LayoutError, StoreNotFoundError
-from distspec.spectra import Status
+from distspec.spectra import Spectra, Status
 from distspec.store.arrow import arrow_type, to_arrow
-from distspec.store.columns import MEANINGS, Meaning
+from distspec.store.columns import COLUMN_INFO, ColumnInfo
 from distspec.store.layer import Layer
-from distspec.store.store import SpectraStore
 
-__all__ = ["MISSING", "RESERVED", "SCORES", "VALUES", "Catalogue", "open_layers", "selected", "table_layers"]
+__all__ = [
+    "MISSING",
+    "RESERVED",
+    "SCORES",
+    "VALUES",
+    "Catalogue",
+    "TableRows",
+    "open_layers",
+    "selected",
+    "table_layers",
+]
 
 SCORES = ("score-", "detect-", "ensemble-")
 """How the names of layers with scores begin."""
@@ -39,6 +48,33 @@ RESERVED = ("row", "reasons", "spectrum", "flux", "ivar")
 """Names that no column from outside may take, besides those of the catalogue."""
 
 
+class TableRows(Protocol):
+    """What a table is made of: as much of a `SpectraStore` as is read here."""
+
+    path: str
+    base: Layer
+    chunk_rows: int
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def shards(self) -> int: ...
+
+    @property
+    def column_names(self) -> list[str]: ...
+
+    def status(self, start: int = 0, stop: int | None = None) -> Int32[np.ndarray, "n"]: ...
+
+    def column(self, name: str, rows: Int64[np.ndarray, "m"] | None = None) -> Shaped[np.ndarray, "m ..."]: ...
+
+    def take(self, rows: Int64[np.ndarray, "m"]) -> Spectra: ...
+
+    def layer(self, name: str) -> Layer: ...
+
+    def layers(self) -> list[str]: ...
+
+
 @dataclass(frozen=True)
 class _Column:
     """One column: a field of a layer, or made here where the layer is None."""
@@ -47,7 +83,7 @@ class _Column:
     layer: Layer | None
     field: str
     type: pa.DataType
-    meaning: Meaning
+    info: ColumnInfo
 
 
 class Catalogue:
@@ -69,7 +105,7 @@ class Catalogue:
 
     def __init__(
         self,
-        store: SpectraStore,
+        store: TableRows,
         columns: Sequence[str] | None = None,
         layers: Sequence[str] | None = None,
         *,
@@ -81,9 +117,9 @@ class Catalogue:
         self._columns = there if columns is None else [_named(name, there) for name in columns]
         self._spectra = spectra
         self._holes: dict[str, tuple[Int64[np.ndarray, "k"], Int64[np.ndarray, "k"]]] = {}
-        fields = [pa.field(c.name, c.type, metadata=c.meaning.to_dict()) for c in self._columns]
+        fields = [pa.field(c.name, c.type, metadata=c.info.to_dict()) for c in self._columns]
         if spectra:
-            fields.append(pa.field("spectrum", _SPECTRUM, metadata=MEANINGS["spectrum"].to_dict()))
+            fields.append(pa.field("spectrum", _SPECTRUM, metadata=COLUMN_INFO["spectrum"].to_dict()))
         self.schema = pa.schema(fields)
         """Arrow schema; `unit`, `ucd` and `description` of a column are in the metadata of its field."""
 
@@ -169,7 +205,7 @@ class Catalogue:
         return values
 
 
-def table_layers(store: SpectraStore) -> list[str]:
+def table_layers(store: TableRows) -> list[str]:
     """Name the layers that a table of the store shows: all scores, and each value-added table as it was last joined."""
     newest: dict[str, tuple[int, str]] = {}
     for layer in open_layers(store, VALUES):
@@ -179,7 +215,7 @@ def table_layers(store: SpectraStore) -> list[str]:
     return scores + sorted(name for _, name in newest.values())
 
 
-def open_layers(store: SpectraStore, prefix: str) -> list[Layer]:
+def open_layers(store: TableRows, prefix: str) -> list[Layer]:
     """Open the layers whose names begin so, without those whose making was interrupted."""
     found = []
     for name in store.layers():
@@ -189,7 +225,7 @@ def open_layers(store: SpectraStore, prefix: str) -> list[Layer]:
     return found
 
 
-def _per_row(store: SpectraStore, name: str) -> Layer:
+def _per_row(store: TableRows, name: str) -> Layer:
     layer = store.layer(name)
     if layer.parts != store.base.parts[: len(layer.parts)]:
         raise LayoutError(
@@ -198,14 +234,14 @@ def _per_row(store: SpectraStore, name: str) -> Layer:
     return layer
 
 
-def _catalogue_columns(store: SpectraStore) -> list[_Column]:
+def _catalogue_columns(store: TableRows) -> list[_Column]:
     made = {"row": pa.int64(), "status": pa.int32(), "reasons": pa.string()}
-    columns = [_Column("row", None, "row", pa.int64(), MEANINGS["row"])]
+    columns = [_Column("row", None, "row", pa.int64(), COLUMN_INFO["row"])]
     for name in store.column_names:
         if name != "status":
             kind = arrow_type(*store.base.fields[f"columns/{name}"])
-            columns.append(_Column(name, None, f"columns/{name}", kind, MEANINGS.get(name, Meaning())))
-    return columns + [_Column(name, None, name, made[name], MEANINGS[name]) for name in ("status", "reasons")]
+            columns.append(_Column(name, None, f"columns/{name}", kind, COLUMN_INFO.get(name, ColumnInfo())))
+    return columns + [_Column(name, None, name, made[name], COLUMN_INFO[name]) for name in ("status", "reasons")]
 
 
 def _layer_columns(layers: Iterable[Layer]) -> list[_Column]:
@@ -216,17 +252,17 @@ def _layer_columns(layers: Iterable[Layer]) -> list[_Column]:
             if field.startswith(MISSING):
                 continue
             # Of a column from outside only its own table says what it means, whatever its name.
-            meaning = MEANINGS.get(field, Meaning())
+            info = COLUMN_INFO.get(field, ColumnInfo())
             if layer.name.startswith(VALUES) and field != "matched":
-                meaning = Meaning(**{key: facts[field][key] for key in ("unit", "ucd", "description")})
+                info = ColumnInfo(**{key: facts[field][key] for key in ("unit", "ucd", "description")})
             name = facts.get(field, {}).get("name", field)
             kind = (
                 pa.bool_() if (field, layer.name.startswith(VALUES)) == ("matched", True) else arrow_type(dtype, shape)
             )
-            columns.append(_Column(name, layer, field, kind, meaning))
+            columns.append(_Column(name, layer, field, kind, info))
     times = Counter(column.name for column in columns)
     return [
-        _Column(f"{c.name}_{c.layer.name.rpartition('-')[2]}", c.layer, c.field, c.type, c.meaning)
+        _Column(f"{c.name}_{c.layer.name.rpartition('-')[2]}", c.layer, c.field, c.type, c.info)
         if times[c.name] > 1 and c.layer is not None
         else c
         for c in columns
@@ -271,7 +307,7 @@ _SPECTRUM = pa.struct(
 )
 
 
-def _spectrum(store: SpectraStore, rows: Int64[np.ndarray, "m"]) -> pa.Array:
+def _spectrum(store: TableRows, rows: Int64[np.ndarray, "m"]) -> pa.Array:
     spectra = store.take(rows)
     offsets = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * spectra.grid.pixels)
     values = (spectra.flux.ravel(), spectra.ivar.ravel(), np.tile(spectra.grid.wave, len(rows)))
@@ -280,7 +316,7 @@ def _spectrum(store: SpectraStore, rows: Int64[np.ndarray, "m"]) -> pa.Array:
 
 
 def selected(
-    store: SpectraStore,
+    store: TableRows,
     rows: Any = None,
     columns: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,

@@ -21,9 +21,9 @@ from threadpoolctl import threadpool_limits
 
 from distspec.config import Fisher, Forest, Isolation, Pca
 from distspec.detectors import ClassicalDetector
+from distspec.detectors.classical import class_of
 from distspec.detectors.classical.features import Features
 from distspec.detectors.classical.forest import UnsupervisedForest, synthesize
-from distspec.detectors.classical.saved import DETECTORS
 from distspec.detectors.classical.trees import Trees
 from distspec.spectra import Spectra, WaveGrid
 from tests.bench.score_throughput import commit, cpu_model
@@ -108,7 +108,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def fitted(settings: Any, sample: Spectra) -> ClassicalDetector:
-    kind = DETECTORS[settings.kind]
+    kind = class_of(settings)
     begun = time.process_time()
     parts = [kind.grow(settings, sample, 1, part) for part in range(kind.parts(settings))]
     found = kind.assemble(settings, sample.grid, parts)

@@ -26,6 +26,7 @@ from jaxtyping import Float32
 from lime import lime_image
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from distspec import models
 from distspec.config import RECONSTRUCTION, Dense, Imo, Lime, Scale, Score, Sliced, Uniform, Variational
 from distspec.detectors.explainable import Explainable
 from distspec.detectors.neural.reconstruction import reconstruction_scores
@@ -34,7 +35,6 @@ from distspec.explainers import Explanation
 from distspec.explainers.lime import LimeExplainer
 from distspec.explainers.occlusion import ImoExplainer
 from distspec.explainers.perturbations import perturb
-from distspec.models.build import build_autoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.models.flows.density import LatentDensity
 from distspec.models.flows.sliced import Sample, fit_sliced
@@ -100,7 +100,7 @@ def pae(pixels: int, latents: int, device: str) -> ModelScores:
 
 def scores_of(settings: Any, spectra: Spectra, device: str, training: int = 0) -> ModelScores:
     torch.manual_seed(SEED)
-    model: Any = build_autoencoder(settings, spectra.grid)
+    model: Any = models.build(settings, spectra.grid)
     model.settle(torch.from_numpy(spectra.flux.mean(axis=0)))
     model.eval()
     density = None

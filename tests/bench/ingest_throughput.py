@@ -22,9 +22,10 @@ from unittest.mock import patch
 import numpy as np
 from astropy.io import fits
 
+from distspec import sources
 from distspec.config import Experiment, Simulate, load
 from distspec.runtime.workers import connect
-from distspec.sources import Piece, open_source
+from distspec.sources import Piece
 from distspec.sources.simulation.survey import SimulatedSurvey
 from distspec.stages.ingest import stage
 from tests.bench.score_throughput import commit, cpu_model, rates
@@ -126,7 +127,7 @@ def bare_read(path: Path, kind: str) -> object:
 
 
 def our_reader(experiment: Experiment) -> None:
-    source = open_source(experiment.ingest.source, 0, Path(experiment.output))
+    source = sources.build(experiment.ingest.source, 0, Path(experiment.output))
     for entry in source.files():
         source.read(Piece(entry.name, 0, entry.count or source.count(entry.name)))
 

@@ -23,7 +23,7 @@ from distspec.config import Prepare, Simulate
 from distspec.prepare.recipe import Recipe
 from distspec.sources.simulation.survey import SimulatedSurvey
 from distspec.spectra import Spectra
-from distspec.store import SpectraStore, limit_threads
+from distspec.store import SpectraStore, StoreSpec, limit_threads
 from tests.bench.score_throughput import commit, cpu_model
 
 SHARD, CHUNK = 16_384, 1_024
@@ -88,9 +88,19 @@ def make(folder: Path, shards: int) -> SpectraStore:
              (prepared.flux, prepared.ivar)]  # fmt: skip
     rows = SHARD * shards
     store = SpectraStore.create(
-        folder / "store.zarr", grid=recipe.grid, frame="rest", rows=rows, shard_rows=SHARD, chunk_rows=CHUNK,
-        columns={"id": ("i8", ()), "status": ("i4", ())}, digest="bench", recipe="bench", settings={},
-    )  # fmt: skip
+        folder / "store.zarr",
+        StoreSpec(
+            grid=recipe.grid,
+            frame="rest",
+            rows=rows,
+            shard_rows=SHARD,
+            chunk_rows=CHUNK,
+            columns={"id": ("i8", ()), "status": ("i4", ())},
+            digest="bench",
+            recipe="bench",
+            settings={},
+        ),
+    )
     for shard in range(shards):
         start, stop = store.base.bounds(shard)
         number = np.arange(start, stop)
@@ -99,7 +109,7 @@ def make(folder: Path, shards: int) -> SpectraStore:
         for name, values in zip(("flux", "ivar"), tiled, strict=True):
             np.save(folder / f"{name}-{shard}.npy", values)
     store.freeze(None)
-    store.looked()
+    store.mark_finished()
     return store
 
 

@@ -142,7 +142,7 @@ def alone(experiment: Experiment, store: SpectraStore, state: Path) -> dict[str,
     model = DenseAutoencoder(experiment.train.model, store.grid)  # type: ignore[arg-type]
     model.settle(feed.mean())
     objective = Reconstruction(model, "chi2")
-    epochs = fit(model, objective, feed, experiment.train, state, experiment.seed, torch.device("cpu"))
+    epochs = fit(model, objective, feed, experiment.train, state, experiment.seed)
     return summary(epochs)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from distspec import models
 from distspec.config import Convolutional, Dense, Forest, Score, Sliced, Variational
 from distspec.detectors.classical.forest import UnsupervisedForest
 from distspec.detectors.explainable import Explainable
@@ -14,12 +15,13 @@ from distspec.detectors.neural.scores import ModelScores
 from distspec.errors import ConfigError
 from distspec.models.autoencoders.dense import TwoStage
 from distspec.models.autoencoders.ends import ends_of
-from distspec.models.build import build_autoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.models.flows.density import LatentDensity
 from distspec.models.flows.sliced import Sample, fit_sliced
 from distspec.spectra import Spectra, WaveGrid
-from distspec.spectra.perturbed import Mixture
+from distspec.spectra.perturbed import PerturbedSpectra
+
+pytestmark = pytest.mark.numeric
 
 SETTINGS = Score(metrics=("mad", "lp"), batch=64)
 
@@ -45,7 +47,7 @@ def model_of(kind: str, grid: WaveGrid) -> Any:
         one, two = model_of("dense", grid), model_of("dense", grid)
         torch.nn.init.normal_(two.encoder[0].weight)  # another network, whose latents vary
         return TwoStage(one, two).eval()
-    model = build_autoencoder(settings[kind], grid)
+    model = models.build(settings[kind], grid)
     model.settle(torch.linspace(0.5, 1.5, grid.pixels))
     return model.eval()
 
@@ -56,7 +58,7 @@ def scores_of(kind: str, spectra: Spectra) -> ModelScores:
     return ModelScores(checkpoint, SETTINGS)
 
 
-def mixtures(spectra: Spectra, rng: np.random.Generator) -> dict[str, Mixture]:
+def mixtures(spectra: Spectra, rng: np.random.Generator) -> dict[str, PerturbedSpectra]:
     pixels = spectra.grid.pixels
     one = spectra[[2]]
     cut = np.arange(pixels) // 13
@@ -65,8 +67,8 @@ def mixtures(spectra: Spectra, rng: np.random.Generator) -> dict[str, Mixture]:
     windows[:, 5:9] = -1
     several = Spectra(np.arange(3), spectra.flux[:3], np.repeat(spectra.ivar[[7]], 3, axis=0), spectra.grid)
     return {
-        "lime": Mixture(one, other, cut[None], rng.random((200, cut[-1] + 1)) < 0.5),
-        "imo": Mixture(several, np.where(spectra.good[9], spectra.flux[9], 0).astype(np.float32), windows),
+        "lime": PerturbedSpectra(one, other, cut[None], rng.random((200, cut[-1] + 1)) < 0.5),
+        "imo": PerturbedSpectra(several, np.where(spectra.good[9], spectra.flux[9], 0).astype(np.float32), windows),
     }
 
 
@@ -105,13 +107,13 @@ def test_what_is_written_out_is_the_mixture(spectra: Spectra, rng: np.random.Gen
 
 def test_masks_must_agree_and_shapes_must_fit(spectra: Spectra, rng: np.random.Generator) -> None:
     mixture = mixtures(spectra, rng)["imo"]
-    different = Mixture(spectra[:2], mixture.other, mixture.segment_of)
+    different = PerturbedSpectra(spectra[:2], mixture.other, mixture.segment_of)
     with pytest.raises(ValueError, match="different masks"):
         Explainable(("mse",), scores_of("dense", spectra)).versions(different)
     with pytest.raises(ValueError, match="pixels"):
-        Mixture(spectra[:1], mixture.other[:-1], mixture.segment_of)
+        PerturbedSpectra(spectra[:1], mixture.other[:-1], mixture.segment_of)
     with pytest.raises(ValueError, match="columns"):
-        Mixture(spectra[:1], mixture.other, mixture.segment_of, np.zeros((3, 2), bool))
+        PerturbedSpectra(spectra[:1], mixture.other, mixture.segment_of, np.zeros((3, 2), bool))
 
 
 def test_numbers_beyond_a_float_are_scored_as_plainly_as_ever(spectra: Spectra) -> None:
@@ -119,7 +121,9 @@ def test_numbers_beyond_a_float_are_scored_as_plainly_as_ever(spectra: Spectra) 
     flux = spectra.flux[[2]].copy()
     flux[0, spectra.good[2].argmax()] = 1e30
     one = Spectra(np.array([2]), flux, spectra.ivar[[2]], spectra.grid)
-    mixture = Mixture(one, np.ones(spectra.grid.pixels, np.float32), np.arange(spectra.grid.pixels)[None] // 50)
+    mixture = PerturbedSpectra(
+        one, np.ones(spectra.grid.pixels, np.float32), np.arange(spectra.grid.pixels)[None] // 50
+    )
     found = Explainable(QUADRATIC, model).versions(mixture)(0, mixture.versions)
     expected = Explainable(QUADRATIC, model, exact=False).versions(mixture)(0, mixture.versions)
     assert np.isfinite(found).all()

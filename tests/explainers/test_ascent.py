@@ -12,6 +12,8 @@ from distspec.explainers.ascent import Path, ascend, growth
 from distspec.models.flows.density import LatentDensity
 from distspec.models.flows.spline_flow import SplineFlow
 
+pytestmark = pytest.mark.numeric
+
 D = 3
 MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 COVARIANCE = torch.tensor([[4.0, 1.0, 0.0], [1.0, 1.0, 0.2], [0.0, 0.2, 0.25]], dtype=torch.float64)

@@ -12,6 +12,8 @@ from distspec.models.checkpoint import Checkpoint
 from distspec.spectra import Spectra
 from tests.support.asked import Asked, all_good, linear, of_model
 
+pytestmark = pytest.mark.numeric
+
 ALL = [
     Gradient(),
     GradientInput(),

@@ -35,6 +35,8 @@ from distspec.spectra.lines.wavelengths import EMISSION
 from distspec.spectra.segments import uniform_segments
 from tests.support.asked import Asked, all_good, linear, of_model
 
+pytestmark = pytest.mark.numeric
+
 
 def segment_sums(values: np.ndarray, segment_of: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(segment_of, weights=row) for row in values])

@@ -16,6 +16,8 @@ from distspec.models.checkpoint import Checkpoint
 from distspec.spectra import Spectra, WaveGrid
 from tests.support.asked import Asked, all_good, linear, of_model
 
+pytestmark = pytest.mark.numeric
+
 WINDOWS = (1, 4, 16, 64)
 
 

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save
 
 from distspec.config import Dense, Score
 from distspec.detectors.neural.scores import ModelScores
-from distspec.errors import CheckpointError
+from distspec.errors import CheckpointError, StoreError
+from distspec.files import read_tensors, write_folder
 from distspec.models.autoencoders.dense import DenseAutoencoder
-from distspec.models.checkpoint import SCHEMA, Checkpoint, read_tensors, write_folder
+from distspec.models.checkpoint import SCHEMA, Checkpoint
 from distspec.spectra import Spectra, WaveGrid
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -113,7 +114,7 @@ def test_a_failed_save_leaves_nothing(
 
     parent = tmp_path / "new"
     monkeypatch.setattr(os, broken, fail)
-    with pytest.raises(CheckpointError, match="cannot write .*No space left on device"):
+    with pytest.raises(StoreError, match="cannot write .*No space left on device"):
         checkpoint.save(parent / "model")
     assert list(parent.iterdir()) == []
 
@@ -134,7 +135,7 @@ def test_a_reader_never_sees_half_a_folder(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_place_that_cannot_be_written_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(CheckpointError, match="cannot write"):
+    with pytest.raises(StoreError, match="cannot write"):
         checkpoint.save(tmp_path / "file" / "model")
 
 

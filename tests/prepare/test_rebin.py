@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from distspec.prepare.rebin import Method, rebin
 from distspec.spectra import WaveGrid
 
+pytestmark = pytest.mark.numeric
+
 SOURCE = WaveGrid("log", 3600.0, 1e-4, 4000)
 LINEAR = WaveGrid("linear", 3600.0, 0.8, 7000)
 METHODS = get_args(Method)

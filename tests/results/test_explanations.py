@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distspec.results.ascents import Ways
+from distspec.results.ascents import Ascents
 from distspec.spectra import WaveGrid
 from distspec.spectra.lines.changes import changes
 
@@ -56,7 +56,7 @@ def test_nothing_and_what_is_not_finite_have_no_changes(growth: np.ndarray) -> N
 
 
 def test_no_layer_has_no_ways() -> None:
-    ways = Ways(None)
+    ways = Ascents(None)
     assert not ways
     assert ways.find(3) is None
     assert ways.decoded(3) is None

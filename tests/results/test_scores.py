@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distspec.errors import LayoutError
-from distspec.results.scores import Scores, distributions, listed, overlap, ranks, top_list
+from distspec.results.scores import Scores, distributions, list_length, overlap, ranks, top_list
 from distspec.spectra import WaveGrid
 from distspec.statistics.summaries import TopK
-from distspec.store import SpectraStore
+from distspec.store import SpectraStore, StoreSpec
 
 ROWS = 1_000
 
@@ -32,15 +32,17 @@ def scores(values: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Scor
     grid = WaveGrid.between("log", 4000.0, 5000.0, 16)
     store = SpectraStore.create(
         tmp_path_factory.mktemp("ranking") / "store.zarr",
-        grid=grid,
-        frame="rest",
-        rows=ROWS,
-        shard_rows=300,
-        chunk_rows=300,
-        columns={},
-        digest="",
-        recipe="",
-        settings={},
+        StoreSpec(
+            grid=grid,
+            frame="rest",
+            rows=ROWS,
+            shard_rows=300,
+            chunk_rows=300,
+            columns={},
+            digest="",
+            recipe="",
+            settings={},
+        ),
     )
     layer = store.create_layer("score-x", {"latents": ("f4", (2,)), "a": ("f4", ()), "b": ("f4", ())})
     for shard in range(layer.shards):
@@ -111,11 +113,11 @@ def test_overlap_is_the_share_in_common() -> None:
 
 @given(st.integers(0, 10**8), st.floats(1e-6, 1.0))
 def test_a_list_holds_at_least_its_share(scored: int, fraction: float) -> None:
-    size = listed(scored, fraction)
+    size = list_length(scored, fraction)
     assert 0 <= size <= scored
     assert size >= fraction * scored - 1e-6
     assert size < fraction * scored + 1
 
 
 def test_a_whole_share_is_not_rounded_up() -> None:
-    assert listed(700, 0.01) == 7
+    assert list_length(700, 0.01) == 7

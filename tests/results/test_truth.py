@@ -10,7 +10,7 @@ from distspec.results.scores import Scores
 from distspec.results.truth import has_truth, pointing, recovery, truth_windows
 from distspec.spectra import Spectra, Status, WaveGrid
 from distspec.spectra.segments import uniform_segments
-from distspec.store import Layer, SpectraStore, field_of
+from distspec.store import Layer, SpectraStore, StoreSpec, field_of
 
 ROWS = 100
 GRID = WaveGrid("linear", 5000.0, 10.0, 100)  # 5000-5990 Å; ten segments of 100 Å, the first 4995-5095 Å
@@ -32,15 +32,17 @@ def _store(folder: Path, frame: str = "rest", truth: bool = True) -> SpectraStor
         columns |= {"anomaly": anomaly, "anomaly_wave": windows / stretch}
     store = SpectraStore.create(
         folder / "store.zarr",
-        grid=GRID,
-        frame=frame,
-        rows=ROWS,
-        shard_rows=40,
-        chunk_rows=40,
-        columns={name: field_of(values) for name, values in columns.items()},
-        digest="",
-        recipe="",
-        settings={},
+        StoreSpec(
+            grid=GRID,
+            frame=frame,
+            rows=ROWS,
+            shard_rows=40,
+            chunk_rows=40,
+            columns={name: field_of(values) for name, values in columns.items()},
+            digest="",
+            recipe="",
+            settings={},
+        ),
     )
     flux = np.ones((ROWS, GRID.pixels), np.float32)
     spectra = Spectra(np.arange(ROWS, dtype=np.int64), flux, flux, GRID)

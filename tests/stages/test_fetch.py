@@ -22,15 +22,16 @@ from astropy.io import fits
 from astropy.table import Table
 from filelock import FileLock
 
+from distspec import sources
 from distspec.config import Sdss, Transfer, load_fetch
 from distspec.config import Table as TableSource
 from distspec.errors import ConfigError, SourceError
-from distspec.sources import open_source
 from distspec.sources.archives.desi import list_desi
 from distspec.sources.archives.sdss import list_sdss, spec_paths
 from distspec.sources.archives.transfer import Client
 from distspec.stages.fetch import Fetched, fetch
 from tests.support.archive_server import HTML, ArchiveServer, Fault, SparclService
+from tests.support.processes import PATIENCE, started
 from tests.test_cli import call
 
 QUICK = ("transfer.per_second=500", "transfer.backoff=0.01", "transfer.stall_timeout=0.5", "transfer.attempts=4")
@@ -137,7 +138,7 @@ def test_fetched_files_are_read_by_the_source_of_their_survey(
     pq.write_table(pa.table({name: list(values) for name, values in columns}), ids)
     made = go("sdss", server, tmp_path, f"ids={ids}")
     same(made, server, paths_of(spectra))
-    source = open_source(Sdss(path=str(made.folder)), 0, tmp_path)
+    source = sources.build(Sdss(path=str(made.folder)), 0, tmp_path)
     assert len(source.files()) == len(found) == 3
 
 
@@ -642,7 +643,7 @@ def test_tables_of_sparcl_are_read_by_their_source(
     sparcl: SparclService, server: ArchiveServer, tmp_path: Path
 ) -> None:
     made = go("sparcl", server, tmp_path, "where.redshift=[0, 9]", "batch=20")
-    source = open_source(TableSource(path=str(made.folder)), 0, tmp_path)
+    source = sources.build(TableSource(path=str(made.folder)), 0, tmp_path)
     assert [entry.name for entry in source.files()] == [path.name for path in made.folder.glob("*.parquet")]
     assert source.grid.pixels == 900
 
@@ -793,6 +794,7 @@ def test_words_that_make_no_sense_are_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3 * PATIENCE)
 @pytest.mark.parametrize(("kill", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_run_that_is_ended_goes_on_where_it_stopped(
     kill: signal.Signals, status: int, sdss: ArchiveServer, ids: Path, tmp_path: Path
@@ -800,18 +802,18 @@ def test_a_run_that_is_ended_goes_on_where_it_stopped(
     slow = paths_of(SPECTRA)[4:]
     for path in slow:
         sdss.misbehave(path, forever=Fault(send=30_000, then="stall"))
-    sdss.stall = 60.0
+    # So long that a run which waited for an answer would never end.
+    sdss.stall = 2 * PATIENCE
     to = tmp_path / "got"
-    words = command(sdss, to, ids, "transfer.stall_timeout=60")
-    run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = command(sdss, to, ids, f"transfer.stall_timeout={2 * PATIENCE}")
     partials = [to / Path(path).with_name(f".{Path(path).name}.partial") for path in slow]
-    deadline = time.monotonic() + 30
-    while len(manifest(to) if (to / "fetch.csv").exists() else {}) < 4 or not all(p.exists() for p in partials):
-        assert time.monotonic() < deadline and run.poll() is None
-        time.sleep(0.02)
-    time.sleep(0.2)
-    run.send_signal(kill)
-    _, said = run.communicate(timeout=15)
+    with started(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        deadline = time.monotonic() + PATIENCE
+        while len(manifest(to) if (to / "fetch.csv").exists() else {}) < 4 or not all(map(_stalled, partials)):
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.02)
+        run.send_signal(kill)
+        _, said = run.communicate(timeout=PATIENCE)
     assert run.returncode == status
     assert "Traceback" not in said
     if kill == signal.SIGINT:
@@ -823,6 +825,10 @@ def test_a_run_that_is_ended_goes_on_where_it_stopped(
     assert set(sdss.paths()) == set(slow)
     if kill == signal.SIGINT:
         assert {one.headers.get("Range") for one in sdss.asked} == {"bytes=30000-"}
+
+
+def _stalled(partial: Path) -> bool:
+    return partial.exists() and partial.stat().st_size == 30_000
 
 
 def test_a_full_disk_is_one_clear_line(sdss: ArchiveServer, ids: Path, tmp_path: Path) -> None:

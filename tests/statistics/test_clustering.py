@@ -2,18 +2,15 @@
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from scipy import stats
 from sklearn.metrics import adjusted_rand_score, silhouette_samples, silhouette_score
 
-from distspec.config import Cluster
-from distspec.stages.cluster.peaks import peaks
 from distspec.statistics import clustering
 from distspec.statistics.clustering import (
     agreement_with,
     cluster,
     components_for,
-    concentration,
+    largest_groups,
     leaning,
     normalized,
     scan,
@@ -65,7 +62,7 @@ def test_what_is_no_number_is_refused() -> None:
 @pytest.mark.parametrize("algorithm", ["kmeans", "hdbscan"])
 def test_planted_groups_are_found_and_numbered_by_size(rng: np.random.Generator, algorithm: str) -> None:
     weights, groups = planted(rng)
-    found = cluster(normalized(weights), Cluster(algorithm=algorithm, scan=(2, 9)))
+    found = cluster(normalized(weights), algorithm=algorithm, tried=(2, 9))
     np.testing.assert_array_equal(found.labels, groups)  # groups are the largest first, too
     np.testing.assert_array_equal(found.sizes, SIZES)
     assert found.noise == 0 and found.notes == ()
@@ -83,35 +80,35 @@ def test_planted_groups_are_found_and_numbered_by_size(rng: np.random.Generator,
 
 def test_the_same_seed_gives_the_same_clusters_in_any_order_of_rows(rng: np.random.Generator) -> None:
     vectors = normalized(planted(rng, noise=0.2)[0])
-    first, again = (cluster(vectors, Cluster(k=4), seed=3) for _ in range(2))
+    first, again = (cluster(vectors, k=4, seed=3) for _ in range(2))
     np.testing.assert_array_equal(first.labels, again.labels)
     order = rng.permutation(len(vectors))
-    np.testing.assert_array_equal(cluster(vectors[order], Cluster(k=4), seed=3).labels, first.labels[order])
+    np.testing.assert_array_equal(cluster(vectors[order], k=4, seed=3).labels, first.labels[order])
 
 
 def test_clusters_of_equal_size_are_numbered_by_their_first_member() -> None:
     vectors = np.eye(3)[[2, 0, 1, 1, 0, 2]]
-    np.testing.assert_array_equal(cluster(vectors, Cluster(k=3)).labels, [0, 1, 2, 2, 1, 0])
+    np.testing.assert_array_equal(cluster(vectors, k=3).labels, [0, 1, 2, 2, 1, 0])
 
 
 def test_signs_part_what_raises_from_what_lowers_the_score() -> None:
     weights = np.zeros((20, 5), np.float32)
     weights[:, 2] = np.where(np.arange(20) < 12, 1, -1)
     weights[:, 0] = 0.01 * np.arange(20)
-    assert len(cluster(normalized(weights, signed=True), Cluster(k=2)).centroids) == 2
+    assert len(cluster(normalized(weights, signed=True), k=2).centroids) == 2
     np.testing.assert_array_equal(
-        cluster(normalized(weights, signed=True), Cluster(k=2)).labels, np.where(np.arange(20) < 12, 0, 1)
+        cluster(normalized(weights, signed=True), k=2).labels, np.where(np.arange(20) < 12, 0, 1)
     )
-    assert not np.array_equal(cluster(normalized(weights), Cluster(k=2)).labels, np.where(np.arange(20) < 12, 0, 1))
+    assert not np.array_equal(cluster(normalized(weights), k=2).labels, np.where(np.arange(20) < 12, 0, 1))
 
 
 def test_a_row_without_weights_is_in_no_cluster_and_changes_none(rng: np.random.Generator) -> None:
     vectors = normalized(planted(rng)[0])
     whole = np.insert(vectors, [0, 17, 17, len(vectors)], 0.0, axis=0)
     blank = ~whole.any(axis=1)
-    found = cluster(whole, Cluster(k=4))
+    found = cluster(whole, k=4)
     np.testing.assert_array_equal(found.labels[blank], -1)
-    np.testing.assert_array_equal(found.labels[~blank], cluster(vectors, Cluster(k=4)).labels)
+    np.testing.assert_array_equal(found.labels[~blank], cluster(vectors, k=4).labels)
     assert np.isnan(found.distance[blank]).all() and np.isnan(found.silhouette[blank]).all()
     assert found.noise == 4 and found.notes == ("spectra without any weight, which are in no cluster: 4",)
 
@@ -128,7 +125,7 @@ def test_a_row_without_weights_is_in_no_cluster_and_changes_none(rng: np.random.
     ],
 )
 def test_too_little_for_clusters_is_one(algorithm: str, vectors: np.ndarray, labels: list[int], note: str) -> None:
-    found = cluster(vectors, Cluster(algorithm=algorithm))
+    found = cluster(vectors, algorithm=algorithm)
     assert found.labels.tolist() == labels
     assert found.notes == (() if note is None else (note,))
     assert found.scan is None
@@ -138,41 +135,41 @@ def test_too_little_for_clusters_is_one(algorithm: str, vectors: np.ndarray, lab
 
 def test_more_clusters_than_distinct_rows_are_not_made() -> None:
     vectors = np.eye(5)[[0, 0, 0, 1, 1, 2]]
-    found = cluster(vectors, Cluster(k=50))
+    found = cluster(vectors, k=50)
     assert found.labels.tolist() == [0, 0, 0, 1, 1, 2]
     assert found.notes == ("3 distinct explanations: 3 clusters in place of 50",)
-    scanned = cluster(vectors, Cluster())
+    scanned = cluster(vectors)
     assert scanned.scan is not None and scanned.scan.k.tolist() == [2, 3]
     assert scanned.notes == ("6 spectra, 3 of them distinct: no more than 3 clusters were tried",)
     assert scanned.labels.tolist() == [0, 0, 0, 1, 1, 2]
     # Where even the least k is too many, the largest possible one is taken.
-    high = cluster(vectors, Cluster(scan=(7, 9)))
+    high = cluster(vectors, tried=(7, 9))
     assert high.scan is not None and high.scan.k.tolist() == [3]
-    apart = cluster(np.eye(3), Cluster())  # as many clusters as rows have no silhouette
+    apart = cluster(np.eye(3))  # as many clusters as rows have no silhouette
     assert apart.scan is not None and apart.scan.k.tolist() == [2]
     assert apart.notes == ("3 spectra, 3 of them distinct: no more than 2 clusters were tried",)
-    assert cluster(np.eye(3), Cluster(k=3)).labels.tolist() == [0, 1, 2]
-    assert cluster(np.eye(3), Cluster(k=1)).labels.tolist() == [0, 0, 0]
+    assert cluster(np.eye(3), k=3).labels.tolist() == [0, 1, 2]
+    assert cluster(np.eye(3), k=1).labels.tolist() == [0, 0, 0]
 
 
 def test_rows_that_differ_by_rounding_alone_raise_no_warning() -> None:
     vectors = 1.0 + 1e-16 * np.arange(60.0).reshape(20, 3)
     vectors[10:, 0] += 1e-15
-    assert set(cluster(vectors, Cluster(k=5)).labels.tolist()) <= set(range(5))
+    assert set(cluster(vectors, k=5).labels.tolist()) <= set(range(5))
 
 
 def test_scattered_rows_are_noise_to_hdbscan(rng: np.random.Generator) -> None:
     weights, groups = planted(rng, (30, 20), regions=20, noise=0.01)
     lonely = np.zeros((4, 20), np.float32)
     lonely[np.arange(4), [0, 6, 13, 18]] = 1
-    found = cluster(normalized(np.concatenate([weights, lonely])), Cluster(algorithm="hdbscan", min_size=6))
+    found = cluster(normalized(np.concatenate([weights, lonely])), algorithm="hdbscan", min_size=6)
     np.testing.assert_array_equal(found.labels, [*groups, -1, -1, -1, -1])
     assert found.noise == 4
     np.testing.assert_allclose(found.silhouette[:50], silhouette_samples(normalized(weights), groups), atol=1e-12)
-    nothing = cluster(np.eye(20), Cluster(algorithm="hdbscan", min_size=6))
+    nothing = cluster(np.eye(20), algorithm="hdbscan", min_size=6)
     assert nothing.noise == 20 and len(nothing.centroids) == 0
     assert nothing.notes == ("no 6 spectra lie so close together that they are a cluster",)
-    few = cluster(np.eye(4), Cluster(algorithm="hdbscan", min_size=6))
+    few = cluster(np.eye(4), algorithm="hdbscan", min_size=6)
     assert few.noise == 4
 
 
@@ -180,7 +177,7 @@ def test_a_scan_gives_the_inertia_and_silhouettes_of_its_labels(rng: np.random.G
     vectors = normalized(planted(rng, noise=0.1)[0])
     found = scan(vectors, 2, 6, seed=4)
     for k, inertia, silhouette in zip(found.k.tolist(), found.inertia, found.silhouette, strict=True):
-        one = cluster(vectors, Cluster(k=k), seed=4)
+        one = cluster(vectors, k=k, seed=4)
         assert inertia == pytest.approx(((vectors - one.centroids[one.labels]) ** 2).sum(), rel=1e-9)
         assert silhouette == pytest.approx(silhouette_score(vectors, one.labels), abs=1e-12)
     assert (np.diff(found.inertia) < 0).all()
@@ -209,13 +206,6 @@ def test_silhouettes_of_many_rows_are_those_of_a_fixed_sample(
     assert scan(vectors, 2, 3).sampled == 150
 
 
-def test_settings_are_checked() -> None:
-    for wrong in ({"scan": (5, 2)}, {"scan": (1, 4)}, {"fraction": 0.0}, {"k": 0}, {"min_size": 1}, {"nearest": 0}):
-        with pytest.raises(ValidationError):
-            Cluster(**wrong)
-    assert Cluster.model_validate_json('{"k": false, "scan": [3, 3]}').scan == (3, 3)
-
-
 # --- components ------------------------------------------------------------------------------------------------------
 
 
@@ -235,38 +225,6 @@ def test_rows_that_do_not_differ_have_no_component() -> None:
     assert components_for(np.array([[1.0, 0.0], [0.0, 1.0]])) == 1
 
 
-# --- peaks -----------------------------------------------------------------------------------------------------------
-
-
-def test_peaks_are_told_with_their_lines_from_the_highest_down() -> None:
-    edges = np.linspace(4_800, 5_100, 31)  # 10 Å
-    mean = np.full(30, 0.05)
-    mean[[19, 20, 21]] = 0.6, 1.0, 0.55  # 4990 to 5020: [O III] 5008
-    mean[6] = 0.5  # 4860 to 4870: H beta
-    mean[26] = 0.31
-    mean[28] = 0.29  # too low to be told
-    signed = -mean
-    found = peaks(mean, signed, edges, rest=True)
-    assert [(one.low, one.high, one.top, one.value) for one in found] == [
-        (4_990, 5_020, 5_005, 1.0),
-        (4_860, 4_870, 4_865, 0.5),
-        (5_060, 5_070, 5_065, 0.31),
-    ]
-    assert [one.lines for one in found] == [("[O III] 5008",), ("H beta",), ()]
-    assert [one.signed for one in found] == [-1.0, -0.5, -0.31]
-    assert [one.lines for one in peaks(mean, signed, edges, rest=False)] == [(), (), ()]
-    (whole,) = peaks(np.ones(30), signed, edges, rest=True)
-    assert (whole.low, whole.high) == (4_800, 5_100)
-    assert peaks(np.zeros(30), np.zeros(30), edges, rest=True) == []
-
-
-def test_a_continuum_is_named_after_no_line() -> None:
-    edges = np.array([3_500.0, 5_500.0, 7_500.0])
-    (found, other) = peaks(np.array([1.0, 0.4]), np.ones(2), edges, rest=True)
-    assert (found.low, found.high, other.low) == (3_500, 5_500, 5_500)
-    assert found.lines == other.lines == ()
-
-
 # --- exposures, properties, truth ------------------------------------------------------------------------------------
 
 
@@ -275,7 +233,7 @@ def test_a_cluster_from_one_plate_has_the_hypergeometric_chance(rng: np.random.G
     keys = np.char.add("plate ", rng.integers(1, 9, 100).astype(np.str_))
     keys[50:65] = "plate 3"
     keys[[0, 1, 66]] = ""
-    first, second = concentration(labels, keys)
+    first, second = largest_groups(labels, keys)
     known = keys != ""
     spectra, members = int((keys == "plate 3").sum()), int((keys[50:70] == "plate 3").sum())
     p = stats.hypergeom.sf(members - 1, known.sum(), spectra, 19)
@@ -287,19 +245,19 @@ def test_a_cluster_from_one_plate_has_the_hypergeometric_chance(rng: np.random.G
 
 
 def test_a_cluster_of_unknown_or_distinct_exposures_shares_none() -> None:
-    (nothing,) = concentration(np.zeros(4, np.int64), np.array(["", "", "", ""]))
+    (nothing,) = largest_groups(np.zeros(4, np.int64), np.array(["", "", "", ""]))
     assert (nothing.label, nothing.known, nothing.p) == (None, 0, 1.0)
-    (apart,) = concentration(np.zeros(3, np.int64), np.array(["a", "b", "c"]))
+    (apart,) = largest_groups(np.zeros(3, np.int64), np.array(["a", "b", "c"]))
     assert (apart.label, apart.known, apart.p) == (None, 3, 1.0)
-    assert concentration(np.full(3, -1), np.array(["a", "a", "a"])) == []
+    assert largest_groups(np.full(3, -1), np.array(["a", "a", "a"])) == []
     # All of one exposure is what every cluster would be.
-    (same,) = concentration(np.zeros(3, np.int64), np.array(["a", "a", "a"]))
+    (same,) = largest_groups(np.zeros(3, np.int64), np.array(["a", "a", "a"]))
     assert (same.label, same.share, same.expected, same.p) == ("a", 1.0, 1.0, 1.0)
 
 
 def test_random_clusters_seldom_share_an_exposure(rng: np.random.Generator) -> None:
     keys = np.char.add("plate ", rng.integers(0, 30, 400).astype(np.str_))
-    found = [one.p for _ in range(60) for one in concentration(rng.integers(0, 3, 400), keys)]
+    found = [one.p for _ in range(60) for one in largest_groups(rng.integers(0, 3, 400), keys)]
     assert np.mean(np.array(found) < 0.05) < 0.08
 
 

@@ -6,6 +6,7 @@ from functools import reduce
 from operator import add
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -21,6 +22,8 @@ from distspec.statistics.summaries import (
     row_mean,
     row_median,
 )
+
+pytestmark = pytest.mark.numeric
 
 cuts = st.lists(st.integers(0, 60), max_size=6).map(sorted)
 values = arrays(np.float32, 60, elements=st.floats(-1e3, 1e3, width=32))

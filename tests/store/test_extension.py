@@ -119,12 +119,12 @@ def test_the_second_look_marks_rows_and_the_frozen_statistics_change_what_is_rea
     plain = fresh.recipe
     fresh.freeze(statistics)
     assert fresh.recipe == f"{plain}-{statistics.digest}"
-    look = fresh.look()
+    look = fresh.sample_layer()
     for shard in look.pending():
         start, stop = look.bounds(shard)
         status = np.where(np.arange(start, stop) == 9, int(Status.DUPLICATE), 0).astype(np.int32)
         look.write(shard, {"status": status, "factor": np.ones(stop - start, np.float32)})
-    fresh.looked()
+    fresh.mark_finished()
     again = SpectraStore.open(fresh.path)
     assert again.finished
     assert np.flatnonzero(again.status()).tolist() == [9]
@@ -151,12 +151,12 @@ def frozen(path: Path) -> SpectraStore:
     store = make_store(path, whole, shard_rows=8, chunk_rows=4, look=False)
     mean = np.full(GRID.pixels, 2, np.float32)
     store.freeze(Statistics(12, np.ones(GRID.pixels, bool), mean, mean * np.nan, mean * np.nan))
-    look = store.look()
+    look = store.sample_layer()
     for shard in look.pending():
         start, stop = look.bounds(shard)
         status = np.where(np.arange(start, stop) == 9, int(Status.DUPLICATE), 0).astype(np.int32)
         look.write(shard, {"status": status, "factor": np.ones(stop - start, np.float32)})
-    store.looked()
+    store.mark_finished()
     return store
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from distspec.errors import LayoutError, PartialShardError, StoreError, StoreNotFoundError
 from distspec.spectra import Spectra, WaveGrid
-from distspec.store import SpectraStore, limit_threads
+from distspec.store import SpectraStore, StoreSpec, limit_threads
 from tests.conftest import make_spectra, make_store
 
 
@@ -58,9 +58,19 @@ def test_ids_and_texts_are_exact(tmp_path: Path) -> None:
     }
     fields = {"id": ("i8", ()), "name": ("string", ()), "box": ("f4", (2, 2))}
     store = SpectraStore.create(
-        tmp_path / "s.zarr", grid=grid, frame="rest", rows=3, shard_rows=4, chunk_rows=2, columns=fields,
-        digest="d", recipe="r", settings={},
-    )  # fmt: skip
+        tmp_path / "s.zarr",
+        StoreSpec(
+            grid=grid,
+            frame="rest",
+            rows=3,
+            shard_rows=4,
+            chunk_rows=2,
+            columns=fields,
+            digest="d",
+            recipe="r",
+            settings={},
+        ),
+    )
     store.write(0, spectra, columns)
     assert store.column("id").tolist() == [2**63 - 1, -5, 2**53 + 1]
     assert store.column("id").dtype == np.int64
@@ -88,6 +98,16 @@ def test_partial_shards_and_other_layouts_are_refused(store: SpectraStore, spect
     other = WaveGrid.between("linear", 3600.0, 7200.0, spectra.grid.pixels)
     with pytest.raises(LayoutError, match="the store keeps"):
         store.write(0, Spectra(spectra.rows, spectra.flux, spectra.ivar, other)[rows], columns)
+
+
+def test_an_unfinished_layer_is_refused_with_advice(store: SpectraStore) -> None:
+    layer = store.create_layer("score-0", {"mse": ("f4", ())})
+    with pytest.raises(StoreError, match=rf"^score-0 lacks {layer.shards} of {layer.shards} shards; run it again$"):
+        layer.require_finished("run it again")
+    for shard in layer.pending():
+        start, stop = layer.bounds(shard)
+        layer.write(shard, {"mse": np.zeros(stop - start, np.float32)})
+    layer.require_finished("run it again")
 
 
 def test_pending_names_what_is_not_written(store: SpectraStore) -> None:

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from distspec.errors import LayoutError, StoreNotFoundError
 from distspec.store import SpectraStore
 from distspec.store.arrow import facts_of, to_arrow, to_numpy
-from distspec.store.columns import MEANINGS
+from distspec.store.columns import COLUMN_INFO
 from distspec.store.table import Catalogue
 from tests.support.catalogues import add_scores, catalogue, ids_of, make_catalogue
 
@@ -115,14 +115,14 @@ def test_units_and_descriptions_travel(scored: SpectraStore) -> None:
     assert (table["z"] > 0.1).dtype == bool
     assert table["ra"].info.description == "Right ascension, ICRS"
     assert table["ra"].info.meta["ucd"] == "pos.eq.ra;meta.main"
-    assert frame.attrs["units"] == {"ra": "deg", "norm": MEANINGS["norm"].unit}
+    assert frame.attrs["units"] == {"ra": "deg", "norm": COLUMN_INFO["norm"].unit}
     assert facts_of(scored.arrow().schema.field("dec"))["unit"] == "deg"
 
 
 def test_every_unit_and_descriptor_is_known_to_the_vo() -> None:
     from astropy.io.votable.ucd import check_ucd
 
-    for name, meaning in MEANINGS.items():
+    for name, meaning in COLUMN_INFO.items():
         u.Unit(meaning.unit)
         assert check_ucd(meaning.ucd, check_controlled_vocabulary=True) or not meaning.ucd, name
 

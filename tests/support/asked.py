@@ -12,7 +12,7 @@ from distspec.detectors.explainable import Explainable
 from distspec.detectors.neural.scores import ModelScores
 from distspec.models.checkpoint import Checkpoint
 from distspec.spectra import Spectra
-from distspec.spectra.perturbed import Mixture
+from distspec.spectra.perturbed import PerturbedSpectra
 
 
 class Asked:
@@ -32,7 +32,7 @@ class Asked:
         self.calls += 1
         return np.stack([function(spectra) for function in self._functions], axis=1).astype(np.float32)
 
-    def versions(self, mixture: Mixture) -> Callable[[int, int], Any]:
+    def versions(self, mixture: PerturbedSpectra) -> Callable[[int, int], Any]:
         def score(start: int, stop: int) -> Any:
             return np.stack([self(mixture.spectra(which, start, stop)) for which in range(len(mixture.base))])
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from distspec.spectra import Spectra, WaveGrid
-from distspec.store import Inventory, SpectraStore, field_of
+from distspec.store import Inventory, SpectraStore, StoreSpec, field_of
 from tests.conftest import make_spectra
 
 NUMBERS = [2**53 + 1, -(2**62) - 1, 2**63 - 1, -(2**63), 0, 7]
@@ -54,10 +54,20 @@ def make_catalogue(
     spectra = make_spectra(np.random.default_rng(1), grid, count)
     first = count if parts == 1 else count // 2 + 3
     store = SpectraStore.create(
-        path, grid=grid, frame="observed", rows=first, shard_rows=shard_rows, chunk_rows=shard_rows // 2,
-        columns={name: field_of(values) for name, values in columns.items()},
-        digest="store", recipe="recipe", settings={}, inventory=_inventory(first),
-    )  # fmt: skip
+        path,
+        StoreSpec(
+            grid=grid,
+            frame="observed",
+            rows=first,
+            shard_rows=shard_rows,
+            chunk_rows=shard_rows // 2,
+            columns={name: field_of(values) for name, values in columns.items()},
+            digest="store",
+            recipe="recipe",
+            settings={},
+            inventory=_inventory(first),
+        ),
+    )
     fill(store, spectra, columns)
     if parts > 1:
         grow(store, spectra, columns)
@@ -75,7 +85,7 @@ def fill(store: SpectraStore, spectra: Spectra, columns: dict[str, Any]) -> None
         rows = slice(*store.base.bounds(shard))
         store.write(shard, spectra[rows], {name: values[rows] for name, values in columns.items()})
     store.freeze(None)
-    store.looked()
+    store.mark_finished()
 
 
 def _inventory(rows: int) -> Inventory:

@@ -24,7 +24,7 @@ from distspec.prepare.recipe import Recipe
 from distspec.sources.simulation.survey import SimulatedSurvey
 from distspec.spectra import LIGHT_SPEED, Spectra
 from distspec.spectra.lines.wavelengths import EMISSION
-from distspec.stages.evaluate.injection import plant
+from distspec.stages.evaluate.injection import inject
 from distspec.stages.train.density import Latents, fit_density
 
 __all__ = ["H_ALPHA", "O_III", "TRAINING", "Survey", "make_survey", "planted", "recipe", "scaled_arm", "two_peaks"]
@@ -37,7 +37,6 @@ O_III: Final = EMISSION["[O III] 5008"]
 _SEED: Final = 7
 _ROWS: Final = 8_192
 _HELD: Final = 0.15
-_CPU: Final = torch.device("cpu")
 
 # As fine as SDSS, 70 km/s: 1.17 Å at [O III] 5008, 1.52 Å at Hα.
 _GRID: Final = Grid(scale="log", first=4800.0, last=6800.0, pixels=1500)
@@ -124,7 +123,7 @@ def _trained(spectra: Spectra, folder: Path) -> Checkpoint:
     model = DenseAutoencoder(settings, spectra.grid)
     flux, ivar = feed.training
     model.settle(flux.sum(dim=0) / (ivar > 0).sum(dim=0))
-    fit(model, Reconstruction(model, "chi2"), feed, fitting, folder / "model", _SEED, _CPU)
+    fit(model, Reconstruction(model, "chi2"), feed, fitting, folder / "model", _SEED)
     model.eval()
     found = []
     with torch.no_grad():
@@ -174,7 +173,7 @@ def planted(
     found: list[Spectra] = []
     for number, kind in enumerate(kinds):
         own = slice(number * share, (number + 1) * share)
-        one = plant(kind, hosts[own], z[own], 1.0, _SEED, recipe())
+        one = inject(kind, hosts[own], z[own], 1.0, _SEED, recipe())
         possible = np.flatnonzero(one.possible)[:each]
         if len(possible) < each:
             raise ValueError(f"{kind} is possible in {len(possible)} of {share} hosts; expected {each}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from distspec.spectra import Spectra, WaveGrid
-from distspec.store import Layer, SpectraStore, field_of
+from distspec.store import Layer, SpectraStore, StoreSpec, field_of
 
 GRID = WaveGrid("linear", 5000.0, 10.0, 2)
 
@@ -19,20 +19,22 @@ def make_survey(folder: Path, columns: Mapping[str, np.ndarray], shard_rows: int
     told = {**own, **columns}
     store = SpectraStore.create(
         folder / "store.zarr",
-        grid=GRID,
-        frame="rest",
-        rows=rows,
-        shard_rows=shard_rows,
-        chunk_rows=shard_rows,
-        columns={name: field_of(values) for name, values in told.items()},
-        digest="survey",
-        recipe="recipe",
-        settings={},
-        **more,
+        StoreSpec(
+            grid=GRID,
+            frame="rest",
+            rows=rows,
+            shard_rows=shard_rows,
+            chunk_rows=shard_rows,
+            columns={name: field_of(values) for name, values in told.items()},
+            digest="survey",
+            recipe="recipe",
+            settings={},
+            **more,
+        ),
     )
     write_rows(store, told)
     store.freeze(None)
-    store.looked()
+    store.mark_finished()
     return store
 
 

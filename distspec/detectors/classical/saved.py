@@ -16,23 +16,12 @@ from safetensors.torch import save
 
 from distspec.config import AnyDetector
 from distspec.detectors import ClassicalDetector
-from distspec.detectors.classical.fisher import FisherDetector
-from distspec.detectors.classical.forest import UnsupervisedForest
-from distspec.detectors.classical.isolation import IsolationDetector
-from distspec.detectors.classical.pca import PcaDetector
+from distspec.detectors.classical import class_of
 from distspec.errors import CheckpointError
-from distspec.models.checkpoint import read_json, read_tensors, write_folder
+from distspec.files import read_json, read_tensors, write_folder
 from distspec.spectra import Spectra, WaveGrid
 
-__all__ = ["DETECTORS", "FieldDetector", "load_detector", "require_detector", "save_detector"]
-
-DETECTORS: Final[dict[str, type[ClassicalDetector]]] = {
-    "pca": PcaDetector,
-    "forest": UnsupervisedForest,
-    "isolation": IsolationDetector,
-    "fisher": FisherDetector,
-}
-"""The class of each kind."""
+__all__ = ["FieldDetector", "load_detector", "require_detector", "save_detector"]
 
 SCHEMA: Final = 1
 
@@ -44,7 +33,7 @@ def save_detector(detector: ClassicalDetector, folder: str | Path, recipe: str) 
         SHA-256 of its arrays, which names what was made with it.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        StoreError: the folder cannot be written.
     """
     tensors = {name: torch.from_numpy(values.copy()) for name, values in sorted(detector.to_arrays().items())}
     content = save(tensors)
@@ -77,7 +66,7 @@ def load_detector(folder: str | Path) -> tuple[ClassicalDetector, str]:
     tensors = read_tensors(Path(folder) / "detector.safetensors", sha256)
     try:
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        detector = DETECTORS[settings.kind].from_arrays(settings, grid, arrays)
+        detector = class_of(settings).from_arrays(settings, grid, arrays)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no {settings.kind} detector: {_short(error)}; remove it") from None
     return detector, sha256

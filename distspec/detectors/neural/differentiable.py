@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distspec.config import METRICS
 from distspec.detectors.neural.scores import DENSITY, ModelScores
-from distspec.models.build import within_reach
+from distspec.models.autoencoders.redshifted import within_reach
 
 __all__ = ["differentiable"]
 

@@ -22,9 +22,9 @@ from distspec.config import Score
 from distspec.detectors.neural.reconstruction import reconstruction_scores
 from distspec.models.autoencoders.ends import Ends
 from distspec.models.flows.density import LatentDensity
-from distspec.spectra.perturbed import Mixture
+from distspec.spectra.perturbed import PerturbedSpectra
 
-__all__ = ["QUADRATIC", "Brought", "MixedScores"]
+__all__ = ["QUADRATIC", "PerturbedScores", "SegmentInputs"]
 
 QUADRATIC: Final = ("mse", "mse_filtered", "chi2")
 """Scores that are roots or means of weighted sums of squares."""
@@ -36,7 +36,7 @@ _ROWS: Final = 1_024
 """Versions whose residuals are written out at once."""
 
 
-class Brought:
+class SegmentInputs:
     """A mixture as tensors: m spectra, one mask, and what stands in their place.
 
     Arguments:
@@ -53,7 +53,7 @@ class Brought:
         ivar: Float32[Tensor, "pixels"],
         other: Float32[Tensor, "pixels"],
         away: Bool[Tensor, "pixels"],
-        mixture: Mixture,
+        mixture: PerturbedSpectra,
     ) -> None:
         self.flux, self.ivar, self.other, self.away, self.mixture = flux, ivar, other, away, mixture
         self.good = (ivar > 0).to(flux.dtype)
@@ -82,7 +82,7 @@ class Brought:
         return parts[start:stop] if self.switched is None else self.switched[start:stop, : len(parts)] @ parts
 
 
-class MixedScores:
+class PerturbedScores:
     """Scores of one mixture by a model with linear ends.
 
     Arguments:
@@ -91,7 +91,7 @@ class MixedScores:
         names: all scores of the model, in the order of `reconstruction_scores`.
         wanted: the scores that are asked for.
         settings: of the scores.
-        brought: the mixture.
+        inputs: the mixture.
     """
 
     def __init__(
@@ -101,9 +101,9 @@ class MixedScores:
         names: tuple[str, ...],
         wanted: tuple[str, ...],
         settings: Score,
-        brought: Brought,
+        inputs: SegmentInputs,
     ) -> None:
-        self._ends, self._density, self._settings, self._brought = ends, density, settings, brought
+        self._ends, self._density, self._settings, self._inputs = ends, density, settings, inputs
         self._names, self._wanted = names, wanted
         residuals = [name for name in wanted if name != "density"]
         self._quadratic = bool(residuals) and set(residuals) <= set(QUADRATIC)
@@ -114,24 +114,24 @@ class MixedScores:
         self._of: int | None = None
 
     def _pixel_weights(self, wanted: list[str]) -> dict[str, Float32[Tensor, "pixels"]]:
-        good, brought = self._brought.good, self._brought
-        weights = {"mse": good, "mse_filtered": good * brought.away, "chi2": brought.ivar / good.sum()}
+        good, inputs = self._inputs.good, self._inputs
+        weights = {"mse": good, "mse_filtered": good * inputs.away, "chi2": inputs.ivar / good.sum()}
         return {name: weights[name] for name in wanted}
 
     def _take(self, which: int) -> None:
         """Prepare one of the spectra."""
         if self._of == which:
             return
-        ends, brought = self._ends, self._brought
-        flux = brought.flux[which]
-        self._change = (brought.other - flux) * brought.good
-        self._before = self._first.T @ ((flux - ends.center) * brought.good) + ends.bias
-        self._parts = brought.by_segment(self._first * self._change[:, None])
+        ends, inputs = self._ends, self._inputs
+        flux = inputs.flux[which]
+        self._change = (inputs.other - flux) * inputs.good
+        self._before = self._first.T @ ((flux - ends.center) * inputs.good) + ends.bias
+        self._parts = inputs.by_segment(self._first * self._change[:, None])
         if self._quadratic or self._whole:
             self._deep = ends.hidden(ends.encode(self._before[None]))[0]
             self._made = ends.last @ self._deep + ends.offset
         if self._quadratic:
-            residual = (self._made - flux) * brought.good
+            residual = (self._made - flux) * inputs.good
             self._sums = {name: self._quadratic_parts(residual, weight) for name, weight in self._weights.items()}
         self._of = which
 
@@ -142,15 +142,15 @@ class MixedScores:
         moved = (((residual - change).double().square() - residual.double().square()) * weight)[:, None]
         return (
             square,
-            self._brought.by_segment(moved)[:, 0],
+            self._inputs.by_segment(moved)[:, 0],
             last.T @ (weight * residual),
-            self._brought.by_segment(last * (weight * change)[:, None]),
+            self._inputs.by_segment(last * (weight * change)[:, None]),
         )
 
     def __call__(self, which: int, start: int, stop: int) -> Float32[Tensor, "versions k"]:
         """Score versions `start` to `stop` of one of the spectra."""
         self._take(which)
-        latents = self._ends.encode(self._before + self._brought.add(self._parts, start, stop))
+        latents = self._ends.encode(self._before + self._inputs.add(self._parts, start, stop))
         columns: dict[str, Tensor] = {}
         if self._density is not None and "density" in self._wanted:
             columns["density"] = self._density.score(latents)
@@ -160,24 +160,24 @@ class MixedScores:
         return torch.stack([columns[name].float() for name in self._wanted], dim=1)
 
     def _squares(self, deep: Float32[Tensor, "versions L"], start: int, stop: int) -> dict[str, Tensor]:
-        brought, columns = self._brought, {}
+        inputs, columns = self._inputs, {}
         for name, (square, moved, cross, parts) in self._sums.items():
-            fixed = square + brought.add(moved[:, None].to(deep), start, stop)[:, 0].double()
+            fixed = square + inputs.add(moved[:, None].to(deep), start, stop)[:, 0].double()
             # Δh · (2 Lᵀ w (r - s δ) + Lᵀ w L Δh)
             pull = _halved(deep, self._grams[name], 2 * cross)
-            total = fixed + torch.linalg.vecdot(brought.take(pull, parts, start, stop), deep).double()
+            total = fixed + torch.linalg.vecdot(inputs.take(pull, parts, start, stop), deep).double()
             total = total.clamp_min(0.0)
             columns[name] = total if name == "chi2" else total.sqrt()
         return columns
 
     def _written(self, which: int, deep: Float32[Tensor, "versions L"], start: int, stop: int) -> dict[str, Tensor]:
-        brought, parts = self._brought, []
+        inputs, parts = self._inputs, []
         for first in range(0, len(deep), _ROWS):
             last = min(first + _ROWS, len(deep))
-            covers = torch.from_numpy(brought.mixture.covers(start + first, start + last)).to(deep.device)
-            flux = torch.where(covers, brought.other, brought.flux[which])
+            covers = torch.from_numpy(inputs.mixture.covers(start + first, start + last)).to(deep.device)
+            flux = torch.where(covers, inputs.other, inputs.flux[which])
             made = torch.addmm(self._made, deep[first:last], self._ends.last.T)
-            ivar, away = brought.ivar.expand_as(flux), brought.away[None]
+            ivar, away = inputs.ivar.expand_as(flux), inputs.away[None]
             parts.append(reconstruction_scores(flux, ivar, made, away, self._settings))
         scores = torch.cat(parts)
         return {name: scores[:, self._names.index(name)] for name in self._wanted if name != "density"}

@@ -13,8 +13,7 @@ from distspec.detectors.neural.reconstruction import reconstruction_scores, scor
 from distspec.errors import ConfigError
 from distspec.models.autoencoders.convolutional import ConvolutionalAutoencoder
 from distspec.models.autoencoders.dense import TwoStage
-from distspec.models.autoencoders.redshifted import RedshiftedAutoencoder
-from distspec.models.build import within_reach
+from distspec.models.autoencoders.redshifted import RedshiftedAutoencoder, within_reach
 from distspec.models.checkpoint import Checkpoint
 from distspec.spectra import Spectra
 from distspec.spectra.lines.wavelengths import near_lines

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distspec.config import Convolutional
 from distspec.errors import ConfigError
-from distspec.models.autoencoders.dense import Loss, masked_chi2, masked_mse
+from distspec.models.autoencoders.dense import START, Batch, Loss, Progress, masked_chi2, masked_mse
 from distspec.spectra import WaveGrid
 
 __all__ = ["ConvolutionalAutoencoder"]
@@ -111,21 +111,13 @@ class ConvolutionalAutoencoder(nn.Module):
         latents = self._encode(scaled)
         return self.decode(latents) * factor[:, None] + offset[:, None], latents.to(flux.dtype)
 
-    def loss(
-        self,
-        flux: Float[Tensor, "n pixels"],
-        ivar: Float[Tensor, "n pixels"],
-        redshift: Float[Tensor, "n"] | None = None,
-        *,
-        kind: Loss = "chi2",
-        epoch: int = 0,
-        epochs: int = 1,
-    ) -> tuple[Tensor, Tensor]:
+    def loss(self, batch: Batch, *, kind: Loss = "chi2", progress: Progress = START) -> tuple[Tensor, Tensor]:
         """Sum squared residuals and count the good pixels.
 
         "mse" is the paper's: the squares are of scaled flux, so that a bright spectrum counts as much as a faint one.
         "chi2" is in units of σ.
         """
+        flux, ivar, _ = batch
         if kind == "chi2":
             return masked_chi2(flux, ivar, self(flux, ivar)[0])
         scaled = self.scaled(flux, ivar)[0]

@@ -6,7 +6,7 @@ the training sample besides its weights (the mean spectrum) are buffers, so they
 """
 
 import itertools
-from typing import Literal, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -15,9 +15,38 @@ from torch import Tensor, nn
 from distspec.config import Dense
 from distspec.spectra import WaveGrid
 
-__all__ = ["Autoencoder", "DenseAutoencoder", "Loss", "TwoStage", "masked_chi2", "masked_mse"]
+__all__ = [
+    "START",
+    "Autoencoder",
+    "Batch",
+    "DenseAutoencoder",
+    "Loss",
+    "Progress",
+    "TwoStage",
+    "masked_chi2",
+    "masked_mse",
+]
 
 Loss = Literal["chi2", "mse"]
+
+
+class Batch(NamedTuple):
+    """n spectra on their way through a network."""
+
+    flux: Float[Tensor, "n pixels"]
+    ivar: Float[Tensor, "n pixels"]
+    redshift: Float[Tensor, "n"] | None = None
+    """Of lines on the grid; 0 or none at rest."""
+
+
+class Progress(NamedTuple):
+    """How far a fit has come: the epoch, from 0, and how many there are to be."""
+
+    epoch: int
+    epochs: int
+
+
+START: Final = Progress(0, 1)
 
 
 class Autoencoder(Protocol):
@@ -54,16 +83,7 @@ class Autoencoder(Protocol):
         """Give reconstruction, in the store's unit, and latents."""
         ...
 
-    def loss(
-        self,
-        flux: Float[Tensor, "n pixels"],
-        ivar: Float[Tensor, "n pixels"],
-        redshift: Float[Tensor, "n"] | None = None,
-        *,
-        kind: Loss = "chi2",
-        epoch: int = 0,
-        epochs: int = 1,
-    ) -> tuple[Tensor, Tensor]:
+    def loss(self, batch: Batch, *, kind: Loss = "chi2", progress: Progress = START) -> tuple[Tensor, Tensor]:
         """Give the objective as (total, count), sums that add up over batches and workers."""
         ...
 
@@ -129,18 +149,10 @@ class DenseAutoencoder(nn.Module):
         latents = self.encode(flux, ivar)
         return self.decode(latents), latents
 
-    def loss(
-        self,
-        flux: Float[Tensor, "n pixels"],
-        ivar: Float[Tensor, "n pixels"],
-        redshift: Float[Tensor, "n"] | None = None,
-        *,
-        kind: Loss = "chi2",
-        epoch: int = 0,
-        epochs: int = 1,
-    ) -> tuple[Tensor, Tensor]:
+    def loss(self, batch: Batch, *, kind: Loss = "chi2", progress: Progress = START) -> tuple[Tensor, Tensor]:
         """Sum the squared residuals, in units of σ or of the store, and count the good pixels."""
         of = masked_chi2 if kind == "chi2" else masked_mse
+        flux, ivar, _ = batch
         return of(flux, ivar, self(flux, ivar)[0])
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from distspec.config import Redshifted
 from distspec.errors import CheckpointError, ConfigError
-from distspec.models.autoencoders.dense import Loss
+from distspec.models.autoencoders.dense import START, Batch, Loss, Progress, TwoStage
 from distspec.models.autoencoders.redshifted_losses import (
     annealed,
     augmented,
@@ -35,7 +35,7 @@ from distspec.models.autoencoders.redshifted_losses import (
 )
 from distspec.spectra import WaveGrid
 
-__all__ = ["RedshiftedAutoencoder", "load_spender"]
+__all__ = ["RedshiftedAutoencoder", "load_spender", "within_reach"]
 
 _SHORTEST = 56
 """Pixels that leave two positions after both poolings: the normalisation over positions needs a spread."""
@@ -148,16 +148,7 @@ class RedshiftedAutoencoder(nn.Module):
         model, inside = interpolated(self.rest(latents).to(flux.dtype), position)
         return self._brought(model, flux, torch.where(inside, ivar, 0.0)), latents.to(flux.dtype)
 
-    def loss(
-        self,
-        flux: Float[Tensor, "n pixels"],
-        ivar: Float[Tensor, "n pixels"],
-        redshift: Float[Tensor, "n"] | None = None,
-        *,
-        kind: Loss = "chi2",
-        epoch: int = 0,
-        epochs: int = 1,
-    ) -> tuple[Tensor, Tensor]:
+    def loss(self, batch: Batch, *, kind: Loss = "chi2", progress: Progress = START) -> tuple[Tensor, Tensor]:
         """Sum over spectra, and count these.
 
         Fidelity is ½ Σ w (y - ŷ)² / pixels, over all pixels of the grid, so that a spectrum with more good ones counts
@@ -167,7 +158,7 @@ class RedshiftedAutoencoder(nn.Module):
         Raises:
             ValueError: no redshift is given.
         """
-        redshift = _known(redshift)
+        flux, ivar, redshift = batch.flux, batch.ivar, _known(batch.redshift)
         position = self._position(redshift)
         latents = self.encode(flux, ivar)
         rest = self.rest(latents)
@@ -182,7 +173,7 @@ class RedshiftedAutoencoder(nn.Module):
                     latents,
                     rest,
                     self.decoder.wave_rest,
-                    slope=annealed(epoch, epochs),
+                    slope=annealed(*progress),
                     amplitude=self.settings.similarity_amplitude,
                     width=self.settings.similarity_width,
                 )
@@ -291,6 +282,16 @@ def _chain(inputs: int, hidden: tuple[int, ...], outputs: int, activations: list
     for index, activation in enumerate(activations):
         layers += [nn.Linear(widths[index], widths[index + 1]), activation, nn.Identity()]
     return nn.Sequential(*layers)
+
+
+def within_reach(
+    model: nn.Module, ivar: Float[Tensor, "n pixels"], redshift: Float[Tensor, "n"] | None
+) -> Float[Tensor, "n pixels"]:
+    """Mask the pixels that a model says nothing of: those beyond the ends of a rest-frame model at the redshift."""
+    last = model.second if isinstance(model, TwoStage) else model
+    if isinstance(last, RedshiftedAutoencoder) and redshift is not None:
+        return torch.where(last.covers(redshift), ivar, 0.0)
+    return ivar
 
 
 def load_spender(path: str | Path, grid: WaveGrid, *, fit_amplitude: bool = False) -> RedshiftedAutoencoder:

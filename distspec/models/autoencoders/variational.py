@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distspec.config import Variational
-from distspec.models.autoencoders.dense import Loss
+from distspec.models.autoencoders.dense import START, Batch, Loss, Progress
 from distspec.spectra import WaveGrid
 
 __all__ = ["VariationalAutoencoder", "kl_divergence", "mean_discrepancy"]
@@ -88,20 +88,12 @@ class VariationalAutoencoder(nn.Module):
         latents = self.encode(flux, ivar)
         return self.decode(latents).to(flux.dtype), latents.to(flux.dtype)
 
-    def loss(
-        self,
-        flux: Float[Tensor, "n pixels"],
-        ivar: Float[Tensor, "n pixels"],
-        redshift: Float[Tensor, "n"] | None = None,
-        *,
-        kind: Loss = "chi2",
-        epoch: int = 0,
-        epochs: int = 1,
-    ) -> tuple[Tensor, Tensor]:
+    def loss(self, batch: Batch, *, kind: Loss = "chi2", progress: Progress = START) -> tuple[Tensor, Tensor]:
         """Sum the three terms over the spectra, and count these.
 
         "mse" is the paper's; "chi2" has residuals in units of σ and the same R.
         """
+        flux, ivar, _ = batch
         mean, log_variance = self.posterior(flux, ivar)
         with torch.autocast(flux.device.type, enabled=False):
             mean, log_variance = mean.to(flux.dtype), log_variance.to(flux.dtype)

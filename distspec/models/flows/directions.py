@@ -26,6 +26,9 @@ SMALLEST_MOVE = 1e-6
 COARSE = 4_096
 """Rows of the first search; all rows then only correct it."""
 
+FINE_ITERATIONS = 3
+"""Of the search that sees all rows, where there are more than these, at most."""
+
 MOST_ROWS = 8_192
 """Rows of the whole search, at most. The public code takes 1e5 log10 D, which is slower and gains no likelihood."""
 
@@ -185,7 +188,6 @@ def find_directions(
     weights: Float[Tensor, "n"] | None = None,
     labels: Tensor | None = None,
     coarse: int = COARSE,
-    fine_iterations: int = 3,
     tolerance: float = 1e-2,
 ) -> tuple[Float[Tensor, "D K"], Float[Tensor, "K"]]:
     """Find directions and the distance (not squared) along each, largest first.
@@ -198,7 +200,6 @@ def find_directions(
         weights: of the rows.
         labels: classes that are compared with a Gaussian one by one; none pools all rows.
         coarse: rows of the first search.
-        fine_iterations: at most so many of the iterations see all rows, where there are more than `coarse`.
     """
     n, D = data.shape
     A = torch.eye(D).to(data) if count == D == 1 else random_directions(D, count, generator).to(data)
@@ -207,7 +208,7 @@ def find_directions(
         few = slice(0, coarse)
         first = None if weights is None else weights[few]
         A = search(SlicedDistance(data[few], first, None if labels is None else labels[few]), A, iterations, tolerance)
-        iterations = min(iterations, fine_iterations)
+        iterations = min(iterations, FINE_ITERATIONS)
     if D > 1:
         A = search(whole, A, iterations, tolerance)
     distances = whole.at(A).distances

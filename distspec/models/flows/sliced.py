@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -30,7 +31,7 @@ from distspec.models.flows.sliced_flow import SlicedFlow, apply_layer, chunks, l
 from distspec.models.flows.spline import Splines, lookup
 from distspec.models.training.group import ALONE, Group
 
-__all__ = ["Sample", "fit_sliced", "hash_keys"]
+__all__ = ["Layers", "Sample", "fit_sliced", "hash_keys"]
 
 MOST_DIRECTIONS = 16
 """Directions of a layer where the public rule takes all dimensions: hundreds of latents would take hundreds."""
@@ -52,6 +53,13 @@ class Sample:
     labels: Int64[Tensor, "n"]
     keys: Int64[Tensor, "n"]
     weights: Float[Tensor, "n"] | None = None
+
+
+class Layers(NamedTuple):
+    """A fit on its way: the flow of all layers so far, and what is known of each."""
+
+    flow: SlicedFlow
+    history: Sequence[dict[str, float]]
 
 
 class _Rows:
@@ -119,8 +127,7 @@ def fit_sliced(
     classes: int,
     seed: int,
     group: Group = ALONE,
-    start: SlicedFlow | None = None,
-    history: Sequence[dict[str, float]] = (),
+    begun: Layers | None = None,
     on_layer: Callable[[SlicedFlow, list[dict[str, float]]], None] | None = None,
 ) -> SlicedFlow:
     """Add layers until the validation set's mean log p no longer grows, and keep the best number of them.
@@ -134,14 +141,13 @@ def fit_sliced(
         classes: labels are less than this.
         seed: of draws of rows and of random starts.
         group: who sums over workers.
-        start: a flow that `on_layer` was given: the fit goes on from it, to the same result.
-        history: what `on_layer` was given with it.
+        begun: what `on_layer` was given: the fit goes on from it, to the same result.
         on_layer: called on every worker after every layer, with all layers so far and what is known of each.
 
     Returns:
         The flow, on the device of the training rows.
     """
-    return _Fit(settings, training, validation, classes, seed, group).run(start, list(history), on_layer)
+    return _Fit(settings, training, validation, classes, seed, group).run(begun, on_layer)
 
 
 class _Fit:
@@ -172,13 +178,13 @@ class _Fit:
 
     def run(
         self,
-        start: SlicedFlow | None,
-        history: list[dict[str, float]],
+        begun: Layers | None,
         on_layer: Callable[[SlicedFlow, list[dict[str, float]]], None] | None,
     ) -> SlicedFlow:
         """Add layers."""
         device = self.training.x.device
-        flow = self._whitening() if start is None else self._checked(start).to(device)
+        flow = self._whitening() if begun is None else self._checked(begun.flow).to(device)
+        history = [] if begun is None else list(begun.history)
         if len(history) != len(flow.directions):
             raise ValueError(f"the history of {len(history)} layers is not that of a start of {len(flow.directions)}")
         first = flow.with_layers([])

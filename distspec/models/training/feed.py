@@ -21,7 +21,7 @@ from distspec.statistics.holdout import held_out, limited
 from distspec.statistics.summaries import Moments
 from distspec.store import SpectraStore
 
-__all__ = ["Batch", "Feed"]
+__all__ = ["Feed", "Tensors"]
 
 _MEAN_SAMPLE = 65_536
 """Spectra that the mean spectrum is taken from, spread evenly over the store."""
@@ -32,7 +32,7 @@ _POOL = 16
 _ABSURD = 1e3
 """Pixels beyond so many times the typical flux do not enter the mean spectrum."""
 
-Batch = tuple[Tensor, Tensor, Tensor]
+Tensors = tuple[Tensor, Tensor, Tensor]
 """flux [n, pixels] with masked pixels at zero, ivar [n, pixels], redshift [n] of lines on the grid (0 at rest)."""
 
 Span = tuple[int, int]
@@ -103,7 +103,7 @@ class Feed:
         self.batch = max(1, min(batch, rows) // self._world)
         self.steps = max(1, rows // (self.batch * self._world))
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int) -> Iterator[Tensors]:
         """Give this worker's training batches of an epoch; every worker gives the same number, `steps`."""
         rng = np.random.default_rng([self._seed, epoch, self._rank])
         pools = self._pools(rng.permutation(len(self._trainable)))
@@ -127,12 +127,12 @@ class Feed:
             for start in range(0, len(order), _POOL):
                 yield [self._trainable[index] for index in order[start : start + _POOL]]
 
-    def validation_batches(self) -> Iterator[Batch]:
+    def validation_batches(self) -> Iterator[Tensors]:
         """Give this worker's share of the validation set, in the store's order."""
         for _, batch in self.in_order(self.validation):
             yield batch
 
-    def in_order(self, chosen: Bool[np.ndarray, "rows"]) -> Iterator[tuple[Int64[np.ndarray, "n"], Batch]]:
+    def in_order(self, chosen: Bool[np.ndarray, "rows"]) -> Iterator[tuple[Int64[np.ndarray, "n"], Tensors]]:
         """Give the chosen spectra of this worker's share with their rows, chunk by chunk in the store's order."""
         for span in self._share:
             if chosen[slice(*span)].any():
@@ -181,7 +181,7 @@ class _Streamed:
         flux[ivar <= 0] = 0
         return rows, flux, ivar, redshift
 
-    def bring(self, arrays: Arrays) -> Batch:
+    def bring(self, arrays: Arrays) -> Tensors:
         """Bring what was loaded to the device."""
         flux, ivar, redshift = (torch.from_numpy(values) for values in arrays[1:])
         if self.device.type == "cuda":
@@ -196,21 +196,21 @@ class _Held:
     def __init__(self, source: _Streamed, spans: Sequence[Span], usable: Bool[np.ndarray, "rows"]) -> None:
         self._source, self._spans, self._usable = source, spans, usable
         self._place: Int64[np.ndarray, "rows"] | None = None
-        self._tensors: Batch | None = None
+        self._tensors: Tensors | None = None
 
     def load(self, spans: Sequence[Span], chosen: Bool[np.ndarray, "rows"]) -> Arrays:
         """Give the rows of the chosen spectra alone."""
         rows = [np.flatnonzero(chosen[slice(*span)]) + span[0] for span in spans]
         return (np.concatenate([np.zeros(0, np.int64), *rows]),)
 
-    def bring(self, arrays: Arrays) -> Batch:
+    def bring(self, arrays: Arrays) -> Tensors:
         """Pick rows from what is held."""
         place, tensors = self._held()
         index = torch.from_numpy(place[arrays[0]]).to(self._source.device)
         flux, ivar, redshift = (tensor.index_select(0, index) for tensor in tensors)
         return flux, ivar, redshift
 
-    def _held(self) -> tuple[Int64[np.ndarray, "rows"], Batch]:
+    def _held(self) -> tuple[Int64[np.ndarray, "rows"], Tensors]:
         if self._place is None or self._tensors is None:
             (rows,) = self.load(self._spans, self._usable)
             self._place = np.full(len(self._usable), -1)

@@ -9,8 +9,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 import torch.distributed as dist
@@ -20,10 +21,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distspec.config import Fit
 from distspec.errors import ConfigError
-from distspec.models.autoencoders.dense import Loss, TwoStage
-from distspec.models.checkpoint import read_tensors, write_folder
+from distspec.files import read_tensors, write_folder
+from distspec.models.autoencoders.dense import Batch, Loss, Progress, TwoStage
 
-__all__ = ["Batches", "Epoch", "Reconstruction", "best_weights", "fit", "keep_state", "newest_epochs", "newest_state"]
+__all__ = [
+    "Batches",
+    "Epoch",
+    "FitState",
+    "Reconstruction",
+    "best_weights",
+    "fit",
+    "keep_state",
+    "newest_epochs",
+    "newest_state",
+]
 
 Epoch = dict[str, float]
 """Numbers of one epoch: train_loss, validation_loss, learning_rate; and two that a repetition changes: seconds since
@@ -65,7 +76,7 @@ class Reconstruction(nn.Module):
         # In a list, so that the first stage is no part of this module: its weights stand still.
         self._chain = [chain]
 
-    def forward(self, flux: Tensor, ivar: Tensor, redshift: Tensor, epoch: int, epochs: int) -> tuple[Tensor, Tensor]:
+    def forward(self, flux: Tensor, ivar: Tensor, redshift: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
         """Give (total, count) of a batch."""
         chain = self._chain[0]
         if chain is not None:
@@ -73,7 +84,7 @@ class Reconstruction(nn.Module):
                 chain.first.eval()
                 flux, ivar = chain.clean(flux, ivar, redshift)
         loss: tuple[Tensor, Tensor] = self.model.loss(  # type: ignore[operator]
-            flux, ivar, redshift, kind=self.kind, epoch=epoch, epochs=epochs
+            Batch(flux, ivar, redshift), kind=self.kind, progress=progress
         )
         return loss
 
@@ -85,7 +96,6 @@ def fit(
     settings: Fit,
     state: Path,
     seed: int,
-    device: torch.device,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     section: str = "train",
 ) -> list[Epoch]:
@@ -93,13 +103,12 @@ def fit(
 
     Arguments:
         model: whose weights are fitted and kept.
-        objective: holds the model; called with a batch and `epoch`, `epochs`, it gives (total, count), whose sums over
+        objective: holds the model; called with a batch and `progress`, it gives (total, count), whose sums over
             batches and workers divide to the loss.
         feed: training and validation batches.
         settings: optimizer, schedule, patience, precision.
         state: folder of the states.
         seed: of dropout and of what else is random; each worker draws its own.
-        device: of the model.
         on_epoch: called on every worker when an epoch is done and kept.
         section: where these settings stand, for messages.
 
@@ -112,17 +121,16 @@ def fit(
     """
     group = dist.is_available() and dist.is_initialized()
     rank = dist.get_rank() if group else 0
-    driven = _distributed(objective, device) if group else objective
-    optimizer = _optimizer(model, settings)
-    epochs, best = _resume(state, model, optimizer)
+    driven = _distributed(objective, _device(model)) if group else objective
+    known = FitState.newest(state, model, _optimizer(model, settings))
     measured = time.perf_counter()
-    for epoch in range(len(epochs), settings.epochs):
-        if _stale(settings, epochs):
+    for epoch in range(len(known.epochs), settings.epochs):
+        if _stale(settings, known.epochs):
             break
         # What is random in a resumed epoch is what it was in an unbroken run.
         torch.manual_seed((seed * 1_000_003 + epoch) * 1_009 + rank)
-        numbers = _train_epoch(driven, optimizer, feed, settings, epochs, device)
-        numbers["validation_loss"] = _validate(objective, feed, settings, epoch, device)
+        numbers = _train_epoch(driven, known, feed, settings)
+        numbers["validation_loss"] = _validate(objective, known, feed, settings)
         before, measured = measured, time.perf_counter()
         numbers["seconds"] = measured - before
         if not all(map(math.isfinite, numbers.values())):
@@ -131,15 +139,68 @@ def fit(
                 f"the loss is not finite in epoch {epoch}; lower {section}.learning_rate (now {rate:g}), or set "
                 f"{section}.clip"
             )
-        epochs.append(numbers)
-        if _since_best(settings, epochs) == 0:
-            best = _weights(model)
+        known.add(numbers, settings)
         if rank == 0:
-            _keep(state, model, best, optimizer, epochs)
+            known.keep()
         on_epoch(numbers)
-    if best:
-        model.load_state_dict(best)
-    return epochs
+    if known.best:
+        model.load_state_dict(known.best)
+    return known.epochs
+
+
+@dataclass
+class FitState:
+    """A fit as it stands: what is kept after every epoch, and what a fit that was killed goes on from.
+
+    Arguments:
+        folder: of the states.
+        model: whose weights are fitted.
+        optimizer: with its moments.
+        epochs: numbers of those that are done.
+        best: weights of the best of them; empty before the first.
+    """
+
+    folder: Path
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    epochs: list[Epoch] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def newest(cls, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Self:
+        """Load the newest whole state, if there is one, into model and optimizer."""
+        found, epochs = newest_state(folder)
+        if found is None:
+            return cls(folder, model, optimizer)
+        parts = {name: best_weights(folder, name) for name in ("model", "best", "optimizer")}
+        model.load_state_dict(parts["model"])
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in parts["optimizer"].items():
+            index, _, name = key.partition(".")
+            slots.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+        return cls(folder, model, optimizer, epochs, parts["best"])
+
+    def add(self, numbers: Epoch, settings: Fit) -> None:
+        """Take note of one more epoch, and of its weights if they are the best."""
+        self.epochs.append(numbers)
+        if _since_best(settings, self.epochs) == 0:
+            self.best = _weights(self.model)
+
+    def keep(self) -> None:
+        """Write the state of the newest epoch."""
+        moments = {
+            f"{index}.{name}": value.detach().cpu().clone()
+            for index, slot in self.optimizer.state_dict()["state"].items()
+            for name, value in slot.items()
+            if isinstance(value, Tensor)
+        }
+        parts = {"model": _weights(self.model), "best": self.best, "optimizer": moments}
+        keep_state(self.folder, len(self.epochs) - 1, parts, self.epochs)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _distributed(objective: nn.Module, device: torch.device) -> nn.Module:
@@ -156,17 +217,11 @@ def _optimizer(model: nn.Module, settings: Fit) -> torch.optim.Optimizer:
     return made
 
 
-def _train_epoch(
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    feed: Batches,
-    settings: Fit,
-    epochs: Sequence[Epoch],
-    device: torch.device,
-) -> Epoch:
+def _train_epoch(objective: nn.Module, known: FitState, feed: Batches, settings: Fit) -> Epoch:
     """Do one pass; the loss is the mean over all workers' batches."""
     objective.train()
-    epoch, rate = len(epochs), 0.0
+    optimizer, device = known.optimizer, _device(known.model)
+    epoch, rate = len(known.epochs), 0.0
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     begun, waited = time.perf_counter(), 0.0
     batches = iter(feed.batches(epoch))
@@ -174,12 +229,12 @@ def _train_epoch(
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
-        rate = learning_rate(settings, epoch * feed.steps + step, feed.steps * settings.epochs, epochs)
+        rate = learning_rate(settings, epoch * feed.steps + step, feed.steps * settings.epochs, known.epochs)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            total, count = objective(*batch, epoch=epoch, epochs=settings.epochs)
+            total, count = objective(*batch, progress=Progress(epoch, settings.epochs))
         together = count.detach().to(torch.float32)
         workers = _add_up(together)
         # Workers' gradients are averaged, so that their sum must be divided by the count of all of them.
@@ -194,12 +249,13 @@ def _train_epoch(
 
 
 @torch.no_grad()
-def _validate(objective: nn.Module, feed: Batches, settings: Fit, epoch: int, device: torch.device) -> float:
+def _validate(objective: nn.Module, known: FitState, feed: Batches, settings: Fit) -> float:
     """Give the loss over the whole validation set."""
     objective.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    progress = Progress(len(known.epochs), settings.epochs)
+    sums = torch.zeros(2, dtype=torch.float64, device=_device(known.model))
     for batch in feed.validation_batches():
-        total, count = objective(*batch, epoch=epoch, epochs=settings.epochs)
+        total, count = objective(*batch, progress=progress)
         sums += torch.stack([total.double(), count.double()])
     _add_up(sums)
     return float(sums[0] / sums[1].clamp_min(1))
@@ -268,18 +324,6 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def _keep(
-    state: Path, model: nn.Module, best: dict[str, Tensor], optimizer: torch.optim.Optimizer, epochs: list[Epoch]
-) -> None:
-    moments = {
-        f"{index}.{name}": value.detach().cpu().clone()
-        for index, slot in optimizer.state_dict()["state"].items()
-        for name, value in slot.items()
-        if isinstance(value, Tensor)
-    }
-    keep_state(state, len(epochs) - 1, {"model": _weights(model), "best": best, "optimizer": moments}, epochs)
-
-
 def keep_state(state: Path, number: int, parts: dict[str, dict[str, Tensor]], epochs: Sequence[Epoch]) -> None:
     """Write a state; the two newest stay, so that a damaged one costs an epoch and not the run."""
     files = {f"{name}.safetensors": save(tensors) for name, tensors in parts.items()}
@@ -325,18 +369,3 @@ def best_weights(state: Path, name: str = "best") -> dict[str, Tensor]:
         return {}
     sha256 = json.loads((folder / "state.json").read_bytes())["sha256"][f"{name}.safetensors"]
     return read_tensors(folder / f"{name}.safetensors", sha256)
-
-
-def _resume(state: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[Epoch], dict[str, Tensor]]:
-    """Load the newest whole state, if there is one: numbers so far, best weights."""
-    folder, epochs = newest_state(state)
-    if folder is None:
-        return [], {}
-    parts = {name: best_weights(state, name) for name in ("model", "best", "optimizer")}
-    model.load_state_dict(parts["model"])
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in parts["optimizer"].items():
-        index, _, name = key.partition(".")
-        slots.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    return epochs, parts["best"]

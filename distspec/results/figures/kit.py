@@ -1,6 +1,5 @@
-"""Figures of the report as Bokeh models: spectra with their explanation and with the way up the density.
-
-Figures hold numbers and the names of lines and scores only; no text of a survey's files enters them.
+"""What all figures of the page are made with: panels in one style, marks of spectral lines, colors; and how figures get
+into a page, with Bokeh's own code, so that no network is needed.
 """
 
 import re

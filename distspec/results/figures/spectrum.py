@@ -1,4 +1,5 @@
-"""Figures of the report as Bokeh models: spectra with their explanation and with the way up the density.
+"""Figures of single spectra as Bokeh models: one with its reconstruction, residual and the weights that explain it; and
+what is decoded along the ascent of its latents.
 
 Figures hold numbers and the names of lines and scores only; no text of a survey's files enters them.
 """

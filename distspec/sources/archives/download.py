@@ -335,6 +335,7 @@ class _Arriving:
                 offset += len(chunk)
                 with writing(self._target.parent):
                     file.write(chunk)
+                    file.flush()  # a kill loses nothing that has come
         finally:
             with writing(self._target.parent), file:
                 file.flush()

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from distspec.errors import SourceError
+from distspec.files import csv_text, replacing
 
 __all__ = ["Entry", "Failure", "Manifest", "replace_whole", "writing"]
 
@@ -149,16 +150,10 @@ class Manifest:
 
 
 def _line(values: tuple[object, ...]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue()
+    return csv_text(tuple(str(value) for value in values), (), quoted=False)
 
 
 def replace_whole(path: Path, content: bytes) -> None:
     """Write a small file so that it appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_bytes(content)

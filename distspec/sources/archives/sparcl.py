@@ -14,7 +14,6 @@ References:
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ import pyarrow.parquet as pq
 
 from distspec.config import FetchSparcl
 from distspec.errors import ConfigError, SourceError
+from distspec.files import replacing
 from distspec.sources.archives.download import Outcome, sha256_of
 from distspec.sources.archives.ids import integers, read_rows
 from distspec.sources.archives.manifest import Entry, Failure, Manifest, writing
@@ -194,13 +194,9 @@ class Batches:
     def _write(self, records: list[dict[str, Any]], url: str) -> None:
         digest = hashlib.sha256("\n".join(record["sparcl_id"] for record in records).encode()).hexdigest()[:16]
         path = self.folder / f"{self.release}-{digest}.parquet"
-        partial = path.with_name(f".{path.name}.partial")
-        with writing(self.folder):
+        with writing(self.folder), replacing(path) as partial:
             pq.write_table(_table(records), partial, compression="zstd")
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
             self.manifest.add(Entry(path.name, url, partial.stat().st_size, sha256_of(partial), "none"))
-            os.replace(partial, path)
 
     def _learn_names(self) -> None:
         fields = self._ask("GET", f"{self.url}/api/datafields/")

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float64, Shaped
 
 from distspec.config import Wanted
 from distspec.errors import ConfigError, DistspecError, SourceError
-from distspec.sources.files.fits import FitsFile, Header, Unit
+from distspec.sources.files.fits import FitsFile, Unit
+from distspec.sources.files.headers import Header
 from distspec.sources.files.places import Files
 
 __all__ = ["Chunk", "Rows", "open_rows"]

@@ -21,19 +21,18 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped
 
 from distspec.errors import SourceError
+from distspec.sources.files.headers import Header
 from distspec.sources.files.places import Files
 
-__all__ = ["FitsFile", "Header", "Unit", "count_rows"]
+__all__ = ["FitsFile", "Unit", "count_rows"]
 
 BLOCK = 2880
-
-CARD = 80
 
 CHUNK = 1 << 24
 
@@ -48,63 +47,6 @@ _FORMATS = {"L": "S1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4"
 _WIDTHS = {"L": 1, "B": 1, "I": 2, "J": 4, "K": 8, "E": 4, "D": 8, "A": 1, "C": 8, "M": 16, "P": 8, "Q": 16}
 
 _IMAGES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
-
-Value = TypeVar("Value", bool, int, float, str)
-
-
-class Header:
-    """The cards of one header, interpreted only when asked for; of repeated keywords the first counts."""
-
-    def __init__(self, text: str, place: str) -> None:
-        self.place = place
-        self._cards: dict[str, str] = {}
-        for i in range(0, len(text), CARD):
-            if text[i + 8 : i + 10] == "= ":
-                self._cards.setdefault(text[i : i + 8].rstrip(), text[i + 10 : i + CARD])
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._cards
-
-    def keys(self) -> list[str]:
-        """Give the keywords in the order of the file."""
-        return list(self._cards)
-
-    def get(self, key: str) -> bool | int | float | str | None:
-        """Give a keyword's value, None where it is absent or undefined."""
-        card = self._cards.get(key)
-        if card is None:
-            return None
-        quoted = re.match(r" *'((?:[^']|'')*)'", card)
-        if quoted:
-            return quoted[1].replace("''", "'").rstrip()
-        word = card.partition("/")[0].strip()
-        if word in ("", "T", "F"):
-            return {"": None, "T": True, "F": False}[word]
-        try:
-            return int(word)
-        except ValueError:
-            pass
-        try:
-            return float(word.upper().replace("D", "E"))
-        except ValueError:
-            raise SourceError(f"{self.place}: keyword {key} holds {word!r}; expected a FITS value") from None
-
-    def value(self, key: str, kind: type[Value], default: Value | None = None) -> Value:
-        """Give a keyword's value of the type that is needed.
-
-        Raises:
-            SourceError: the keyword is missing and has no default, or is of another type.
-        """
-        found = self.get(key)
-        if found is None and default is not None:
-            return default
-        if found is None:
-            raise SourceError(f"{self.place}: no keyword {key} in the header; expected a {kind.__name__}")
-        if kind is float and type(found) is int:
-            return kind(found)
-        if type(found) is not kind:
-            raise SourceError(f"{self.place}: keyword {key} is {found!r}; expected a {kind.__name__}")
-        return found
 
 
 @dataclass(frozen=True)

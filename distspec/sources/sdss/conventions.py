@@ -19,7 +19,7 @@ from jaxtyping import Float32, Float64, Int32, Int64, Shaped
 from distspec.errors import SourceError
 from distspec.sources.catalogs.catalog import Catalog
 from distspec.sources.conventions import pixel_numbers, refuse_air
-from distspec.sources.files.fits import Header
+from distspec.sources.files.headers import Header
 from distspec.spectra import Status, WaveGrid
 
 __all__ = ["BAD_PIXEL", "FIRST", "GRID", "KEYS", "NOPLUG", "STEP", "check_vacuum", "identities", "place", "statuses"]

@@ -1,7 +1,7 @@
 """SDSS, BOSS and eBOSS plates: all spectra of a plate in one `spPlate` file, their redshifts in an `spZbest` file.
 
 The same spectra as in `spec` files, with the same identifiers, on the same grid and under the same rule for bad pixels
-(sources/sdss_conventions.py), at a hundredth of the files. Redshifts are joined by fiber, never by the order of rows.
+(`conventions`), at a hundredth of the files. Redshifts are joined by fiber, never by the order of rows.
 The `spZbest` file lies beside the plate or, as in the survey's own tree, in a folder beside it.
 
 References:

@@ -24,11 +24,12 @@ red-runaway         the part where the excess is more than a tenth of its larges
 ==================  ===================================================================================================
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Float64, Int64, Shaped
 
 from distspec.sources.simulation.instrument import DICHROIC, OH_BANDS, sky_lines
 from distspec.sources.simulation.populations import (
@@ -43,7 +44,21 @@ from distspec.sources.simulation.templates import INSTRUMENT_SIGMA, STAR_TYPES, 
 from distspec.spectra import LIGHT_SPEED
 from distspec.spectra.lines.wavelengths import ABSORPTION, EMISSION
 
-__all__ = ["ANOMALIES", "NEEDS_LINES", "STRONG", "Companions", "plant", "spoil", "windows"]
+__all__ = [
+    "ANOMALIES",
+    "CONFUSIONS",
+    "NEEDS_LINES",
+    "PLACES",
+    "STRONG",
+    "Companions",
+    "plant",
+    "residual_pattern",
+    "runaway",
+    "spike",
+    "spoil",
+    "step_factor",
+    "windows",
+]
 
 ANOMALIES: Final[tuple[str, ...]] = (
     "e+a",
@@ -79,18 +94,29 @@ _KIND: Final = {name: number for number, name in enumerate(ANOMALIES)}
 # Half-widths cover a line's core and the wings of the widest ones, Å at rest.
 _LINE_WINDOWS: Final = ((3718.0, 3740.0), (4848.0, 4877.0), (4992.0, 5024.0), (6530.0, 6606.0))
 
-# True line, and the line that it was taken for. All are confusions that line-fitting redshift codes make.
-_CONFUSIONS: Final = tuple(
-    EMISSION[true] / EMISSION[taken]
-    for true, taken in (
-        ("H alpha", "[O III] 5008"),
-        ("[O III] 5008", "H alpha"),
-        ("H beta", "[O III] 5008"),
-        ("[O III] 5008", "H beta"),
-        ("H alpha", "[S II] 6733"),
-        ("[S II] 6733", "H alpha"),
-    )
+PLACES: Final[Mapping[str, tuple[tuple[float, float], ...]]] = {
+    "e+a": ((3735.0, 3995.0), (4065.0, 4140.0), (4300.0, 4385.0), (4825.0, 4900.0)),
+    "sn-ia": ((3620.0, 3980.0), (4180.0, 5080.0), (5230.0, 5540.0), (5980.0, 6400.0)),
+    "featureless-blue": ((4848.0, 5024.0), (6530.0, 6606.0)),
+    "m-star-overlap": ((6155.0, 6330.0), (7050.0, 7300.0), (7585.0, 7950.0), (8430.0, 8690.0)),
+    "sky-residual": OH_BANDS,
+}
+"""Windows that make a kind odd, Å vacuum at rest; of the last two kinds as observed."""
+
+CONFUSIONS: Final = np.array(
+    [
+        EMISSION[true] / EMISSION[taken]
+        for true, taken in (
+            ("H alpha", "[O III] 5008"),
+            ("[O III] 5008", "H alpha"),
+            ("H beta", "[O III] 5008"),
+            ("[O III] 5008", "H beta"),
+            ("H alpha", "[S II] 6733"),
+            ("[S II] 6733", "H alpha"),
+        )
+    ]
 )
+"""True line over the one that it is taken for: what codes that fit redshifts to lines confuse."""
 
 
 @dataclass
@@ -169,7 +195,7 @@ def plant(
 
 def _confuse(z: Float64[np.ndarray, "n"], dice: Float64[np.ndarray, "n 4"], z_max: float) -> Float64[np.ndarray, "n"]:
     """Take one line for another, among the confusions that leave the redshift inside the survey's range."""
-    wrong = (1.0 + z)[:, None] * np.array(_CONFUSIONS) - 1.0
+    wrong = (1.0 + z)[:, None] * CONFUSIONS - 1.0
     allowed = (wrong > 0.005) & (wrong <= z_max)
     # One of the allowed ones at random; where none is, a blunder by half the range.
     choice = np.argmax(np.where(allowed, np.modf(dice[:, :1] + 0.37 * np.arange(6))[0] + 1.0, 0.0), axis=1)
@@ -253,27 +279,57 @@ def spoil(
     level[hit] = np.median(flux[hit], axis=1, keepdims=True)
 
     rows = np.flatnonzero(kind == _KIND["arm-step"])
-    factor = np.where(dice[rows, 0] < 0.5, 1.4 + 0.8 * dice[rows, 0], 1.0 / (1.0 + 0.8 * dice[rows, 0]))
+    factor = step_factor(dice[rows, 0])
     scaled = np.where(_blue_arm(z[rows])[:, None], wave < DICHROIC, wave >= DICHROIC)
     flux[rows] *= np.where(scaled, factor[:, None], 1.0).astype(np.float32)
 
     rows = np.flatnonzero(kind == _KIND["sky-residual"])
     if rows.size:
         height = (0.3 + 0.6 * dice[rows, :1]) * level[rows]
-        flux[rows] += (height * _residual_pattern(wave)).astype(np.float32)
+        flux[rows] += (height * residual_pattern(wave)).astype(np.float32)
 
     rows = np.flatnonzero(kind == _KIND["cosmic-ray"])
-    center, height = _spike(dice[rows], z[rows])
+    center = _spike_center(dice[rows], z[rows])
     nearest = np.abs(wave[None, :] - center[:, None]).argmin(axis=1)
     # One to three pixels, whatever the grid: a hit is as wide as the detector's pixels, not as a line.
-    for offset, part in ((0, np.ones(rows.size)), (1, dice[rows, 2]), (-1, dice[rows, 3] * (dice[rows, 3] > 0.5))):
+    height, parts = spike(dice[rows])
+    for offset, part in zip((0, 1, -1), parts, strict=True):
         pixel = np.clip(nearest + offset, 0, wave.size - 1)
         flux[rows, pixel] += (part * height * level[rows, 0]).astype(np.float32)
 
     rows = np.flatnonzero(kind == _KIND["red-runaway"])
-    start, end = _runaway(z[rows], dice[rows])
-    ramp = np.clip((wave[None, :] - start[:, None]) / (end - start)[:, None], 0.0, 1.15) ** 2
-    flux[rows] += ((2.5 + 3.0 * dice[rows, :1]) * level[rows] * ramp).astype(np.float32)
+    start, end = _runaway_range(z[rows], dice[rows])
+    place = (wave[None, :] - start[:, None]) / (end - start)[:, None]
+    flux[rows] += runaway(dice[rows, 0], level[rows, 0], place).astype(np.float32)
+
+
+def step_factor(dice: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
+    """Give what one arm is scaled by: 1.4-1.8, or the inverse."""
+    return np.asarray(np.where(dice < 0.5, 1.4 + 0.8 * dice, 1.0 / (1.0 + 0.8 * dice)))
+
+
+def spike(
+    dice: Float64[np.ndarray, "n dice"],
+) -> tuple[Float64[np.ndarray, "n"], tuple[Float64[np.ndarray, "n"], ...]]:
+    """Give a cosmic ray's height over the level, and the parts of it in its own pixel, in the next and the one before.
+
+    One to three pixels are hit. The first of the numbers is left to say where.
+    """
+    parts = (np.ones(len(dice)), dice[:, 2], dice[:, 3] * (dice[:, 3] > 0.5))
+    return 25.0 + 35.0 * dice[:, 1], parts
+
+
+def runaway(
+    dice: Float64[np.ndarray, "n"], level: Shaped[np.ndarray, "n"], place: Float64[np.ndarray, "n pixels"]
+) -> Float64[np.ndarray, "n pixels"]:
+    """Give what is added where the red end runs away.
+
+    Arguments:
+        dice: uniform numbers that set the height.
+        level: of the spectra.
+        place: of each pixel on the ramp, 0 at its start and 1 at its end.
+    """
+    return np.asarray(((2.5 + 3.0 * dice) * level)[:, None] * np.clip(place, 0.0, 1.15) ** 2)
 
 
 def _blue_arm(z: Float64[np.ndarray, "n"]) -> np.ndarray:
@@ -283,7 +339,7 @@ def _blue_arm(z: Float64[np.ndarray, "n"]) -> np.ndarray:
     return np.asarray(step / low < high / step)
 
 
-def _residual_pattern(wave: Float64[np.ndarray, "pixels"]) -> Float64[np.ndarray, "pixels"]:
+def residual_pattern(wave: Float64[np.ndarray, "pixels"]) -> Float64[np.ndarray, "pixels"]:
     """Shape that a wavelength error of the sky model leaves: the lines' derivative, one unit high, OH bands only."""
     derivative = (sky_lines(wave + 0.5) - sky_lines(wave - 0.5)) / 1.0
     inside = np.zeros(wave.size, dtype=bool)
@@ -295,18 +351,15 @@ def _residual_pattern(wave: Float64[np.ndarray, "pixels"]) -> Float64[np.ndarray
     return np.where(inside, shape / 3.5, 0.0)
 
 
-def _spike(
-    dice: Float64[np.ndarray, "n 4"], z: Float64[np.ndarray, "n"]
-) -> tuple[Float64[np.ndarray, "n"], Float64[np.ndarray, "n"]]:
-    """Place of a cosmic ray (Å observed, where the user's grid shows it) and its height over the median."""
+def _spike_center(dice: Float64[np.ndarray, "n 4"], z: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
+    """Place of a cosmic ray, Å observed, where the user's grid shows it."""
     low, high = np.maximum(3500.0 * (1.0 + z), 4000.0), np.minimum(8200.0 * (1.0 + z), 9000.0)
     center = low + (high - low) * dice[:, 0]
     # Recipes mask the strongest sky line; a spike under the mask would not be there to find.
-    center = np.where(np.abs(center - 5577.5) < 20.0, center + 60.0, center)
-    return center, 25.0 + 35.0 * dice[:, 1]
+    return np.asarray(np.where(np.abs(center - 5577.5) < 20.0, center + 60.0, center))
 
 
-def _runaway(
+def _runaway_range(
     z: Float64[np.ndarray, "n"], dice: Float64[np.ndarray, "n 4"]
 ) -> tuple[Float64[np.ndarray, "n"], Float64[np.ndarray, "n"]]:
     """Where a runaway of the red end starts, and where the user's spectrum ends, Å observed."""
@@ -339,10 +392,10 @@ def windows(
     def set_rest(name: str, pairs: tuple[tuple[float, float], ...]) -> None:
         found[np.flatnonzero(kind == _KIND[name])[:, None], np.arange(len(pairs))[None, :]] = np.array(pairs)
 
-    set_rest("e+a", ((3735.0, 3995.0), (4065.0, 4140.0), (4300.0, 4385.0), (4825.0, 4900.0)))
+    set_rest("e+a", PLACES["e+a"])
     set_rest("double-peaked", _LINE_WINDOWS)
-    set_rest("sn-ia", ((3620.0, 3980.0), (4180.0, 5080.0), (5230.0, 5540.0), (5980.0, 6400.0)))
-    set_rest("featureless-blue", ((SHOWN[0], 4700.0), (4848.0, 5024.0), (6530.0, 6606.0)))
+    set_rest("sn-ia", PLACES["sn-ia"])
+    set_rest("featureless-blue", ((SHOWN[0], 4700.0), *PLACES["featureless-blue"]))
     set_rest("extreme-lines", ((3715.0, 3742.0), (4845.0, 4975.0), (4990.0, 5026.0), (6535.0, 6600.0)))
 
     rows = np.flatnonzero(kind == _KIND["wrong-redshift"])
@@ -353,9 +406,9 @@ def windows(
     found[rows] = lines * ((1.0 + companions.objects.z[owner]) / (1.0 + z[rows]))[:, None, None]
 
     rows = np.flatnonzero(kind == _KIND["m-star-overlap"])
-    found[rows] = np.array(((6155.0, 6330.0), (7050.0, 7300.0), (7585.0, 7950.0), (8430.0, 8690.0)))
+    found[rows] = np.array(PLACES["m-star-overlap"])
     rows_sky = np.flatnonzero(kind == _KIND["sky-residual"])
-    found[rows_sky] = np.array(OH_BANDS)
+    found[rows_sky] = np.array(PLACES["sky-residual"])
     observed = np.concatenate([rows, rows_sky])
     found[observed] /= (1.0 + z[observed])[:, None, None]
 
@@ -363,20 +416,29 @@ def windows(
     velocity, sigma = objects.sodium[rows, 1], np.hypot(objects.sodium[rows, 2], INSTRUMENT_SIGMA)
     found[rows, 0, 0] = ABSORPTION["Na D2"] * (1.0 + (velocity - 2.2 * sigma) / LIGHT_SPEED)
     found[rows, 0, 1] = ABSORPTION["Na D1"] * (1.0 + (velocity + 2.2 * sigma) / LIGHT_SPEED)
+    _mark_artefacts(found, kind, dice, z)
+    return _clip(found, z)
 
+
+def _mark_artefacts(
+    found: Float64[np.ndarray, "n 4 2"],
+    kind: Int64[np.ndarray, "n"],
+    dice: Float64[np.ndarray, "n 4"],
+    z: Float64[np.ndarray, "n"],
+) -> None:
+    """Set the windows of what one arm, one pixel or one end of the detector did."""
     rows = np.flatnonzero(kind == _KIND["arm-step"])
     blue = _blue_arm(z[rows])
     found[rows, 0, 0] = np.where(blue, SHOWN[0], (DICHROIC - 100.0) / (1.0 + z[rows]))
     found[rows, 0, 1] = np.where(blue, (DICHROIC + 100.0) / (1.0 + z[rows]), SHOWN[1])
 
     rows = np.flatnonzero(kind == _KIND["cosmic-ray"])
-    center = _spike(dice[rows], z[rows])[0]
+    center = _spike_center(dice[rows], z[rows])
     found[rows, 0] = (center[:, None] + np.array([-5.0, 5.0])) / (1.0 + z[rows])[:, None]
 
     rows = np.flatnonzero(kind == _KIND["red-runaway"])
-    start, end = _runaway(z[rows], dice[rows])
+    start, end = _runaway_range(z[rows], dice[rows])
     found[rows, 0] = np.stack([start + 0.316 * (end - start), end], axis=1) / (1.0 + z[rows])[:, None]
-    return _clip(found, z)
 
 
 def _clip(found: Float64[np.ndarray, "n 4 2"], z: Float64[np.ndarray, "n"]) -> Float32[np.ndarray, "n 4 2"]:

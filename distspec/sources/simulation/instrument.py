@@ -9,8 +9,6 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from astropy import units
-from dust_extinction.parameter_averages import F99
 from jaxtyping import Float32, Float64, Int64
 
 from distspec.sources.simulation.populations import BROAD, NARROW, Objects
@@ -101,6 +99,10 @@ def reference_optics(rest: WaveGrid) -> Optics:
 
 
 def _optics_at(wave: Float64[np.ndarray, "pixels"], width: Float64[np.ndarray, "pixels"], rest: WaveGrid) -> Optics:
+    # Imported here: astropy takes a second, in every worker, and only who renders spectra needs it.
+    from astropy import units
+    from dust_extinction.parameter_averages import F99
+
     # The curve is per A(V); R_V = 3.1 turns it into one per E(B-V).
     reddening = 3.1 * np.asarray(F99(Rv=3.1)((1e4 / wave) / units.micron))
     blue, red = _arms(wave)

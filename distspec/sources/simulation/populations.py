@@ -52,7 +52,7 @@ NARROW: Final[tuple[str, ...]] = (
     "[S II] 6733",
     "[Ar III] 7138",
 )
-"""Narrow lines that are simulated, names from `lines.EMISSION`."""
+"""Narrow lines that are simulated, names from `wavelengths.EMISSION`."""
 
 # Equivalent widths in Å at rest of the composite quasar (Vanden Berk et al. 2001, Table 2).
 _BROAD_WIDTHS: Final[dict[str, float]] = {
@@ -87,7 +87,7 @@ _QUASAR_NARROW: Final[dict[str, float]] = {
 }
 
 BROAD: Final[tuple[str, ...]] = tuple(_BROAD_WIDTHS)
-"""Broad lines that are simulated, names from `lines.EMISSION`."""
+"""Broad lines that are simulated, names from `wavelengths.EMISSION`."""
 
 _NARROW_WAVE: Final = np.array([EMISSION[name] for name in NARROW])
 

@@ -1,7 +1,4 @@
-"""What the explain stage found for single rows, read back for the reader: weights of segments, ways up the density.
-
-And what changes along a way, as lines and regions with names.
-"""
+"""What grows and what fades between two spectra, as lines and regions with names."""
 
 from dataclasses import dataclass
 from typing import Final

@@ -12,6 +12,24 @@ from scipy.special import ndtr
 
 from distspec.spectra import LIGHT_SPEED, Spectra
 
+__all__ = [
+    "COMPLEXES",
+    "LINES",
+    "OXYGEN",
+    "RATIOS",
+    "Complex",
+    "FittedLine",
+    "Indices",
+    "LineTable",
+    "Ratios",
+    "Rows",
+    "Window",
+    "balmer",
+    "indices",
+    "ratio_of",
+    "ratios",
+]
+
 OXYGEN: Final = "[O II] 3727+3730"
 """The sum of the pair, which is known well also where the two are not resolved."""
 

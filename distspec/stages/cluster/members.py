@@ -1,18 +1,35 @@
-"""What the members of each cluster have in common: stacks, where their weights lie, properties, exposures, truth."""
+"""What the members of each cluster have in common: peaks of their weights, stacks, properties, exposures, truth."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, Shaped
 
 from distspec.config import Experiment
-from distspec.results.columns import kinds_of
+from distspec.results.columns import exposure_columns
 from distspec.results.truth import has_truth
-from distspec.statistics.clustering import agreement_with, concentration
+from distspec.spectra.lines.wavelengths import ABSORPTION, EMISSION
+from distspec.spectra.segments import run_around
+from distspec.statistics.clustering import agreement_with, largest_groups
 from distspec.statistics.summaries import Moments, row_median
 from distspec.store import SpectraStore
+
+__all__ = [
+    "Peak",
+    "axis_of",
+    "concentrations",
+    "counts_of",
+    "mean_of",
+    "moved",
+    "number",
+    "peaks",
+    "plain",
+    "planted",
+    "quantiles",
+    "stacks",
+]
 
 _MEDIAN: Final = 2_000
 """Members of a cluster whose median is taken."""
@@ -23,6 +40,70 @@ _CHUNK: Final = 1_024
 _QUANTILES: Final = (0.025, 0.16, 0.5, 0.84, 0.975)
 
 _BINS: Final = 20
+
+_PEAKS: Final = 5
+
+_LOWEST: Final = 0.3
+
+_HALF: Final = 0.5
+"""Peaks of the mean weights that are told: how many, from which height on, and where each ends."""
+
+_LINES: Final = 4
+"""A peak over more lines than this is named after none: it is continuum."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Where the mean weights of a cluster are large.
+
+    Arguments:
+        low, high: where it has fallen to half of its height, Å.
+        top: centre of its heaviest region, Å.
+        value: its mean |weight|, 1 for that of the largest peak.
+        signed: mean weight there, on the same scale: as large as `value` where all members agree on the sign.
+        lines: names of those within it.
+    """
+
+    low: float
+    high: float
+    top: float
+    value: float
+    signed: float
+    lines: tuple[str, ...]
+
+
+def peaks(
+    mean: Float64[np.ndarray, "regions"],
+    signed: Float64[np.ndarray, "regions"],
+    edges: Float64[np.ndarray, "regions+1"],
+    rest: bool,
+) -> list[Peak]:
+    """Find the peaks of mean weights, the highest first; those below 0.3 are left out.
+
+    Arguments:
+        mean: |weights|, the largest of them 1.
+        signed: weights on the same scale.
+        edges: of the regions, Å.
+        rest: whether these are wavelengths at rest, where lines have their names.
+    """
+    left = mean.copy()
+    found: list[Peak] = []
+    while len(found) < _PEAKS and left.max(initial=0.0) >= _LOWEST:
+        top = int(left.argmax())
+        start, stop = run_around(left > _HALF * left[top], top)
+        low, high = float(edges[start]), float(edges[stop])
+        middle = float((edges[top] + edges[top + 1]) / 2)
+        lines = _lines(low, high) if rest else ()
+        found.append(Peak(low, high, middle, float(mean[top]), float(signed[top]), lines))
+        left[start:stop] = 0.0
+    return found
+
+
+def _lines(low: float, high: float) -> tuple[str, ...]:
+    """Name the emission lines between two wavelengths at rest, else the absorption lines; of many none."""
+    emitted, absorbed = ([name for name, wave in of.items() if low <= wave < high] for of in (EMISSION, ABSORPTION))
+    names = emitted or absorbed
+    return tuple(names) if len(names) <= _LINES else ()
 
 
 def stacks(
@@ -73,8 +154,8 @@ def moved(own: Float64[np.ndarray, "m"], redshifts: Shaped[np.ndarray, "m"], fra
         return None
     here = own[known]
     there = here * stretch[known] if frame == "rest" else here / stretch[known]
-    quantiles = [plain(np.quantile(waves, _QUANTILES), 8) for waves in (here, there)]
-    return {"frame": "observed" if frame == "rest" else "rest", "own": quantiles[0], "quantiles": quantiles[1]}
+    levels = [plain(np.quantile(waves, _QUANTILES), 8) for waves in (here, there)]
+    return {"frame": "observed" if frame == "rest" else "rest", "own": levels[0], "quantiles": levels[1]}
 
 
 def axis_of(values: Shaped[np.ndarray, "n"]) -> dict[str, Any]:
@@ -84,16 +165,16 @@ def axis_of(values: Shaped[np.ndarray, "n"]) -> dict[str, Any]:
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
         low, high = low - 0.5, high + 0.5
     axis = {"edges": plain(np.linspace(low, high, _BINS + 1), 9)}
-    return axis | spread(values, axis)
+    return axis | quantiles(values, axis)
 
 
-def spread(values: Shaped[np.ndarray, "n"], axis: dict[str, Any]) -> dict[str, Any]:
+def quantiles(values: Shaped[np.ndarray, "n"], axis: dict[str, Any]) -> dict[str, Any]:
     """Give quantiles and a histogram; what is beyond its ends is counted there."""
     known = values[np.isfinite(values)].astype(np.float64)
     edges = np.array(axis["edges"])
     counts = np.histogram(np.clip(known, edges[0], edges[-1]), edges)[0]
-    quantiles = plain(np.quantile(known, _QUANTILES)) if len(known) else None
-    return {"known": len(known), "quantiles": quantiles, "counts": counts.tolist()}
+    levels = plain(np.quantile(known, _QUANTILES)) if len(known) else None
+    return {"known": len(known), "quantiles": levels, "counts": counts.tolist()}
 
 
 def counts_of(values: Shaped[np.ndarray, "n"]) -> dict[str, int]:
@@ -112,7 +193,7 @@ def concentrations(
     """Test each cluster for members of one exposure or part of the instrument, and tell it of each."""
     used: dict[tuple[str, ...], Shaped[np.ndarray, "n"]] = {}
     parted: set[bytes] = set()
-    for columns in kinds_of(experiment.compare, store):
+    for columns in exposure_columns(experiment.compare, store):
         keys = _keys(store, columns, rows)
         names, first, place = np.unique(keys, return_index=True, return_inverse=True)
         # Numbered by first appearance, so that plates of one exposure each are not tested twice.
@@ -122,7 +203,7 @@ def concentrations(
             parted.add(parts)
     tests = max(1, len(used) * len(clusters))
     for columns, keys in used.items():
-        for one in concentration(labels, keys):
+        for one in largest_groups(labels, keys):
             if one.label is not None:
                 told = asdict(one) | {"columns": list(columns), "p": min(1.0, one.p * tests)}
                 clusters[one.cluster]["exposures"].append(told)

@@ -1,13 +1,29 @@
 """`distspec cluster`: explanations -> groups of spectra that are odd for the same reason, and what is in each.
 
-What is clustered fits in memory, a number for each region of some thousand spectra; the spectra themselves are read
-in chunks. `clusters.json` is written last, so what there is of it is whole; `section.py`
-says what it holds.
+Spectra that are odd for the same reason have weights in the same places. The weights of each spectrum are divided by
+their length and grouped by k-means or HDBSCAN. Of each group it tells the mean and median spectrum, mean weights,
+where these peak, nearest members, lines, line-ratio classes, redshifts, S/N, and whether its members share an
+exposure or an observed wavelength, as artefacts do.
+
+    [cluster]
+    k = 8                # none takes that of the best mean silhouette
+    scan = [2, 23]       # of all k from the least to the largest
+    algorithm = "hdbscan"
+    min_size = 5         # of its clusters
+    method = "lime"      # none takes the first of explain.methods
+    score = "chi2"       # none takes the first of explain.scores
+
+A mean silhouette near 1 says that groups lie apart, one near 0 that they run into each other. `signed = true` keeps
+the signs of weights; the paper (Ortiz & Boquien) takes absolute values.
+
+The folder that is printed holds `members.csv`, which lists who is where, and `clusters.json`. Other settings, or
+other explanations, make another folder; the old one stays.
+
+In the code: what is clustered fits in memory, a number for each region of some thousand spectra; the spectra
+themselves are read in chunks. k-means and silhouettes stand in `statistics/clustering.py`, what members share in
+`members.py`. `clusters.json` is written last, so what there is of it is whole; `section.py` says what it holds.
 """
 
-import csv
-import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +33,15 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 from distspec.config import Cluster, Experiment
-from distspec.errors import CheckpointError, ConfigError, StoreError
-from distspec.models.checkpoint import read_json, write_folder
+from distspec.errors import ConfigError
+from distspec.files import csv_text
+from distspec.results import facts as on_disk
+from distspec.results.explanations import region_of_pixel
+from distspec.results.facts import Facts
 from distspec.results.layout import cluster_folder
-from distspec.results.lines import Diagnosed
-from distspec.results.scores import listed
-from distspec.results.truth import segments_of
+from distspec.results.lines import LineResults
+from distspec.results.scores import list_length
+from distspec.runtime.threads import one_thread
 from distspec.spectra.segments import edges_of, fold
 from distspec.stages.cluster.members import (
     axis_of,
@@ -31,14 +50,14 @@ from distspec.stages.cluster.members import (
     mean_of,
     moved,
     number,
+    peaks,
     plain,
     planted,
-    spread,
+    quantiles,
     stacks,
 )
-from distspec.stages.cluster.peaks import peaks
 from distspec.stages.cluster.section import SCHEMA, content, figures, picture
-from distspec.stages.stage import Facts, Job, Products, Section, Stage, State, stage_run
+from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.statistics.clustering import EXACT, Clusters, components_for, leaning, normalized
 from distspec.statistics.clustering import cluster as find_clusters
 from distspec.store import Layer, SpectraStore
@@ -91,12 +110,13 @@ class ClusterStage(Stage):
     def sections(self, job: Job) -> Iterator[Section]:
         """Show the clusters."""
         if job.have.clusters is not None:
-            facts = job.have.clusters.facts
+            facts = job.have.clusters.content
             yield Section(
                 "clusters", "Clusters", "cluster/section.html.jinja", {"clustered": content(facts)}, figures(facts)
             )
 
 
+@one_thread()
 def cluster(experiment: Experiment, store: SpectraStore, layer: Layer, lines: Layer | None = None) -> Facts:
     """Cluster the explanations of one score by one method; what is done is not done again.
 
@@ -119,13 +139,11 @@ def cluster(experiment: Experiment, store: SpectraStore, layer: Layer, lines: La
     lineage = {"store": store.digest, "explanations": layer.name, "model": str(layer.attributes.get("model", ""))}
     with stage_run(experiment, store, "cluster", folder.name, lineage) as run:
         facts, table = _clustered(experiment, store, layer, listing, lines)
-        content = json.dumps(facts, allow_nan=False) + "\n"
-        facts = json.loads(content)  # as whoever opens the file finds them
-        write_folder(folder, {"members.csv": table, "clusters.json": content.encode()})
-        run.metrics(_metrics(facts))
-        run.summary(facts, "clusters.json")
-        run.figure(picture(facts), "clusters.png")
-    return Facts(folder, facts)
+        written = on_disk.write(folder, "clusters.json", facts, {"members.csv": table}, indent=None)
+        run.metrics(_metrics(written.content))
+        run.summary(written.content, "clusters.json")
+        run.figure(picture(written.content), "clusters.png")
+    return written
 
 
 def clustered_of(experiment: Experiment, store: SpectraStore, layer: Layer) -> Facts | None:
@@ -134,16 +152,7 @@ def clustered_of(experiment: Experiment, store: SpectraStore, layer: Layer) -> F
     Raises:
         CheckpointError: the file is damaged.
     """
-    folder = _folder(experiment, store, layer)
-    path = folder / "clusters.json"
-    if not path.is_file():
-        return None
-    facts = read_json(path, "run `distspec cluster` again")
-    if facts.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {facts.get('schema')}, expected {SCHEMA}; remove it and cluster again"
-        )
-    return Facts(folder, facts)
+    return on_disk.find(_folder(experiment, store, layer), "clusters.json", SCHEMA, "cluster")
 
 
 def _folder(experiment: Experiment, store: SpectraStore, layer: Layer) -> Path:
@@ -190,15 +199,12 @@ def _listing(experiment: Experiment, store: SpectraStore, layer: Layer) -> _List
         raise ConfigError(f"cluster.method is {method!r}; {layer.name} explains by {layer.attributes.get('method')!r}")
     if score not in scores:
         raise ConfigError(f"no explanations of score {score!r} to cluster; there are {', '.join(scores) or 'none'}")
-    if layer.pending():
-        raise StoreError(
-            f"{layer.name} lacks {len(layer.pending())} of {layer.shards} shards; run `distspec explain` to finish it"
-        )
+    layer.require_finished("run `distspec explain` to finish it")
     place = scores.index(score)
     ranks = layer.read("rank")[:, place].astype(np.int64)
     inside = np.flatnonzero(ranks >= 0)
     order = inside[np.argsort(ranks[inside], kind="stable")]
-    segment_of = segments_of(store.grid, layer)
+    segment_of = region_of_pixel(store.grid, layer)
     parts = [np.zeros((0, int(segment_of[-1]) + 1))]
     for shard in range(layer.shards):
         # Shard by shard: weights of all pixels are many, and those of other scores are not asked for.
@@ -213,7 +219,7 @@ def _listing(experiment: Experiment, store: SpectraStore, layer: Layer) -> _List
             f"none of {len(order)} spectra of score {score!r} is explained by {method}: nothing to cluster"
         )
     order, weights = order[known], weights[known]
-    taken = listed(len(order), experiment.cluster.fraction)
+    taken = list_length(len(order), experiment.cluster.fraction)
     rows = layer.read("row")[order[:taken]]
     size = np.abs(weights[:taken])
     heaviest = np.where(size.any(axis=1), (0.5 * (edges[:-1] + edges[1:]))[size.argmax(axis=1)], np.nan)
@@ -226,7 +232,14 @@ def _clustered(
     """Make the content of clusters.json and of members.csv."""
     settings = experiment.cluster
     vectors = normalized(listing.weights, settings.normalize, settings.signed)
-    found = find_clusters(vectors, settings, experiment.seed)
+    found = find_clusters(
+        vectors,
+        algorithm=settings.algorithm,
+        k=settings.k,
+        tried=settings.scan,
+        min_size=settings.min_size,
+        seed=experiment.seed,
+    )
     there = [name for name in _COLUMNS if name in store.column_names]
     columns: dict[str, Shaped[np.ndarray, "n"]] = {name: store.column(name, listing.rows) for name in there}
     ids = [str(value) for value in store.column("id", listing.rows)]
@@ -305,7 +318,7 @@ def _each(
                 "nearest": [_member(listing, found, ids, place) for place in nearest.tolist()],
                 "top": [_member(listing, found, ids, place) for place in members[:_LISTED].tolist()],
                 "properties": {
-                    name: spread(columns[name][members], axes[name]) | {"leaning": asdict(leans[name][label])}
+                    name: quantiles(columns[name][members], axes[name]) | {"leaning": asdict(leans[name][label])}
                     for name in axes
                 },
                 "classes": counts_of(columns["class"][members]) if "class" in columns else None,
@@ -327,7 +340,7 @@ def _tell_lines(
     lines: Layer,
 ) -> None:
     """Say in words what lines the members of each cluster have, and count their classes by line ratios."""
-    diagnosed = Diagnosed(store, lines)
+    diagnosed = LineResults(store, lines)
     region = np.searchsorted(listing.edges[1:-1], store.grid.wave, side="right")
     pixels = np.maximum(np.bincount(region, minlength=size.shape[1]), 1)
     for one in clusters:
@@ -353,23 +366,12 @@ def _members_csv(
     listing: _Listing, found: Clusters, columns: dict[str, Shaped[np.ndarray, "n"]], ids: Sequence[str]
 ) -> bytes:
     """List all that was clustered, cluster by cluster and by score; text is quoted, and ids are text."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(["cluster", "row", "id", "rank", "distance", "silhouette", "heaviest", *columns])
+    header = ("cluster", "row", "id", "rank", "distance", "silhouette", "heaviest", *columns)
     last = len(found.centroids)
-    order = np.lexsort((listing.ranks, np.where(found.labels < 0, last, found.labels))).tolist()
-    told = [_cells(values) for values in (found.distance, found.silhouette, listing.heaviest, *columns.values())]
-    for place in order:
-        own = [int(found.labels[place]), int(listing.rows[place]), ids[place], int(listing.ranks[place])]
-        writer.writerow([*own, *(cells[place] for cells in told)])
-    return stream.getvalue().encode()
-
-
-def _cells(values: Shaped[np.ndarray, "n"]) -> list[Any]:
-    """Turn a column into cells: a float32 with its own digits, and nothing for NaN."""
-    if values.dtype.kind != "f":
-        return [value if isinstance(value, int) else str(value) for value in values.tolist()]
-    return ["" if not np.isfinite(value) else float(str(value)) for value in values]
+    order = np.lexsort((listing.ranks, np.where(found.labels < 0, last, found.labels)))
+    told = [found.labels, listing.rows, np.asarray(ids, dtype=object), listing.ranks]
+    told += [found.distance, found.silhouette, listing.heaviest, *columns.values()]
+    return csv_text(header, zip(*(values[order] for values in told), strict=True)).encode()
 
 
 def _metrics(facts: dict[str, Any]) -> dict[str, float]:

@@ -197,11 +197,11 @@ def find_groups(store: SpectraStore, scores: Scores, lists: Lists, kinds: Sequen
         store: whose columns make the labels.
         scores: NaN for what is set aside.
         lists: rows by score.
-        kinds: of `kinds_of`.
+        kinds: of `exposure_columns`.
         asked: whether the first of these was named in the settings; else the first exposure that most spectra have.
 
     References:
-        `agreement.concentration`: exact hypergeometric chances, corrected (Holm) for all labels.
+        `significance.concentration`: exact hypergeometric chances, corrected (Holm) for all labels.
     """
     counts: dict[Columns, dict[str, int]] = {columns: {} for columns in kinds}
     total = 0

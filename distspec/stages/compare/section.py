@@ -19,7 +19,7 @@ from jaxtyping import Float64
 
 from distspec.results.figures.kit import COLORS, panel
 from distspec.stages.compare.errors import MEASURES
-from distspec.statistics.overlap import spread_of_overlap
+from distspec.statistics.overlap import overlap_moments
 from distspec.statistics.summaries import TABLE_ROWS
 
 __all__ = ["Cell", "Content", "content", "figures"]
@@ -248,7 +248,7 @@ def pairs_figure(facts: Mapping[str, Any]) -> Any:
     # From half of the least overlap to a little more than the largest.
     least, most = max(0.5, 0.5 * min(shared)), min(float(g), 1.2 * max(shared) + 2)
     numbers = np.unique(np.geomspace(max(g, g * g / most), g * g / least, 200).astype(np.int64))
-    mean, sd = np.array([spread_of_overlap(int(n), g, g) for n in numbers]).T
+    mean, sd = np.array([overlap_moments(int(n), g, g) for n in numbers]).T
     plot = panel(
         340, f"spectra that two lists of {g:,} share, k", "number of anomalies, n", y_axis_type="log", tools=""
     )

@@ -1,13 +1,37 @@
 """`distspec compare`: layers of scores -> how far they agree, what they lean towards, and ensembles of them.
 
-All is counted shard by shard, and what is kept has the size of its answer: lists, the values of their members, one
-count for each exposure. Ensembles are scores like any other, in a layer of their own.
+Every detector returns another list (Reis et al.). From the scores of the model and of the classical detectors, two or
+more of them, it makes
+
+- overlaps: how many spectra every two top lists (`compare.top`) share, and from it, by the exact hypergeometric
+  law, how many anomalies there are, with intervals: for every pair, for all together, and for lists of other
+  lengths (`compare.sizes`);
+- leanings: what each list prefers among S/N, redshift, magnitudes, plate, fibre and exposure, and groups that share an
+  exposure, as artefacts do;
+- ensembles: the scores `rank_mean` and `rank_union` over all that is compared, in a layer of their own;
+- errors: the tables of Sharma et al. for all scored spectra: errors, thirds by S/N, histograms, and lists beyond
+  `compare.errors.sigma` and `.rmse`.
+
+Settings that one would change first:
+
+    [compare]
+    scores = ["chi2", "density", "pca", "forest"]
+    top = 500
+    exposures = ["plate", "mjd"]
+
+None of `scores` takes chi2, mse, density and every classical detector that there is. `report.score=rank_mean` ranks
+the page by an ensemble; an ensemble says nothing of a single changed spectrum, so it cannot be explained.
+
+The folder that is printed holds `comparison.json`, and as tables overlaps.csv, errors.csv and groups.csv. A
+comparison belongs to its scores: after a store has grown, or a detector was added, it is made anew in another folder.
+
+In the code: all is counted shard by shard, and what is kept has the size of its answer: lists, the values of their
+members, one count for each exposure. The mathematics stands in `statistics/overlap.py`, `significance.py` and
+`ensembles.py`; `bias.py` and `errors.py` here read the store for it; ensembles are written by `workers.py`.
 """
 
-import csv
 import io
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -18,18 +42,20 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from distspec.config import ENSEMBLES, Experiment
-from distspec.errors import ConfigError, ShardError, StoreError
-from distspec.models.checkpoint import read_json, write_folder
-from distspec.results.columns import Columns, kinds_of, properties_of
+from distspec.errors import ConfigError, ShardError
+from distspec.files import csv_text, write_folder
+from distspec.results import facts as on_disk
+from distspec.results.columns import Columns, exposure_columns, property_columns
 from distspec.results.layout import compare_folder, ensemble_folder, ensemble_layer
 from distspec.results.scores import Scores, joined_scores, top_list
+from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_shards
 from distspec.stages.compare.bias import Groups, find_groups, measure_bias
 from distspec.stages.compare.errors import Residuals, measure_residuals
 from distspec.stages.compare.section import content, figures
 from distspec.stages.compare.workers import EnsembleScorer
 from distspec.stages.stage import Comparison, Job, Products, Section, Stage, State, stage_run
-from distspec.statistics.ensembles import Survivors
+from distspec.statistics.ensembles import SurvivalFunction
 from distspec.statistics.overlap import ASSUMPTION, Joint, curve, estimate
 from distspec.statistics.summaries import Histogram
 from distspec.store import Layer, SpectraStore
@@ -78,12 +104,13 @@ class CompareStage(Stage):
     def sections(self, job: Job) -> Iterator[Section]:
         """Show how far scores agree."""
         if job.have.comparison is not None:
-            facts = job.have.comparison.facts
+            facts = job.have.comparison.content
             yield Section(
                 "compare", "Agreement", "compare/section.html.jinja", {"compared": content(facts)}, figures(facts)
             )
 
 
+@one_thread()
 def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comparison:
     """Compare scores and join them to ensembles, or finish doing so.
 
@@ -97,7 +124,7 @@ def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comp
         ShardError: a spectrum has one score and lacks another.
     """
     chosen = _chosen(experiment, scores)
-    properties, kinds = properties_of(experiment.compare, store), kinds_of(experiment.compare, store)
+    properties, kinds = property_columns(experiment.compare, store), exposure_columns(experiment.compare, store)
     found = compared_of(experiment, store, scores)
     if found is not None and found.ensembles is not None:
         return found
@@ -108,11 +135,10 @@ def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comp
         survey = _take_survey(chosen)
         ensembles = _join(experiment, store, chosen, survey)
         facts, files = _compared(experiment, store, scores, chosen, survey, properties, kinds)
-        content = json.dumps(facts, indent=1, allow_nan=False) + "\n"
-        write_folder(folder, {"comparison.json": content.encode(), **files})
+        written = on_disk.write(folder, "comparison.json", facts, files)
         run.metrics(_metrics(facts))
         run.summary(facts, "comparison.json")
-    return Comparison(folder, facts, ensembles)
+    return Comparison(folder, written.content, ensembles)
 
 
 def compared_of(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comparison | None:
@@ -122,12 +148,13 @@ def compared_of(experiment: Experiment, store: SpectraStore, scores: Scores) -> 
         return None
     chosen = scores.only(names)
     folder = _folder(experiment, store, scores, chosen)
-    if not (folder / "comparison.json").is_file():
+    found = on_disk.find(folder, "comparison.json", None, "compare")
+    if found is None:
         return None
     name = ensemble_layer(store.digest, chosen.layers, chosen.names)
     layer = store.layer(name) if name in store.layers() else None
     ensembles = None if layer is None or layer.pending() else layer
-    return Comparison(folder, read_json(folder / "comparison.json", "run `distspec compare` again"), ensembles)
+    return Comparison(folder, found.content, ensembles)
 
 
 def _folder(experiment: Experiment, store: SpectraStore, scores: Scores, chosen: Scores) -> Path:
@@ -160,11 +187,7 @@ def _chosen(experiment: Experiment, scores: Scores) -> Scores:
         )
     chosen = scores.only(names)
     for layer in chosen.layers:
-        if layer.pending():
-            raise StoreError(
-                f"{layer.name} lacks {len(layer.pending())} of {layer.shards} shards; run `distspec score` and "
-                "`distspec detect` to finish them"
-            )
+        layer.require_finished("run `distspec score` and `distspec detect` to finish them")
     return chosen
 
 
@@ -252,7 +275,7 @@ def _compared(
     table = [(size, *pair.values()) for size, found in pairs.items() for pair in found]
     header = ("g", "first", "second", "shared", "n", "low68", "high68", "low95", "high95", "chapman", "at_limit")
     return facts, {
-        "overlaps.csv": _as_csv(header, table),
+        "overlaps.csv": csv_text(header, table).encode(),
         "groups.csv": _groups_csv(store, groups),
         "errors.csv": _errors_csv(store, errors),
     }
@@ -292,15 +315,6 @@ def _metrics(facts: dict[str, Any]) -> dict[str, float]:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    """Write a table; text is quoted and numbers are not, so that a reader can tell an id from a number."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if value is None or value != value else value for value in row] for row in rows)
-    return stream.getvalue().encode()
-
-
 def _ids(store: SpectraStore, rows: Int64[np.ndarray, "m"]) -> list[str]:
     """Read ids as text: neither a browser nor a spreadsheet keeps the digits of a large number."""
     return [str(value) for value in store.column("id", rows)]
@@ -314,20 +328,17 @@ def _groups_csv(store: SpectraStore, groups: Groups) -> bytes:
         for row, name in zip(group.rows.tolist(), _ids(store, group.rows), strict=True):
             scores = ", ".join(held.score for held in group.holdings if row in held.rows)
             table.append((", ".join(group.columns), group.label, group.p, row, name, scores))
-    return _as_csv(header, table)
+    return csv_text(header, table).encode()
 
 
 def _errors_csv(store: SpectraStore, errors: Residuals | None) -> bytes:
     """List the spectra beyond either cut on errors; only the header where there are none."""
     header = ("row", "id", "rmse", "difference", "sigmas", "snr")
     if errors is None:
-        return _as_csv(header, [])
-    # With the digits of a float32.
-    rmse, difference, snr = (
-        [float(str(value)) for value in values] for values in (errors.rmse, errors.difference, errors.snr)
-    )
-    columns = (errors.rows.tolist(), _ids(store, errors.rows), rmse, difference, errors.sigmas.round(3).tolist(), snr)
-    return _as_csv(header, zip(*columns, strict=True))
+        return csv_text(header, []).encode()
+    ids, sigmas = _ids(store, errors.rows), errors.sigmas.round(3)
+    columns = (errors.rows, ids, errors.rmse, errors.difference, sigmas, errors.snr)
+    return csv_text(header, zip(*columns, strict=True)).encode()
 
 
 # --- ensembles -------------------------------------------------------------------------------------------------------
@@ -358,7 +369,7 @@ def _join(experiment: Experiment, store: SpectraStore, chosen: Scores, survey: _
     return layer
 
 
-def _distribution(chosen: Scores, name: str, survey: _Survey) -> Survivors:
+def _distribution(chosen: Scores, name: str, survey: _Survey) -> SurvivalFunction:
     """Count a score at its values: all of a small survey, else those of every so many-th spectrum and of the top."""
     total = survey.total
     step = 1 if total <= _EXACT else -(-total // _SAMPLE)
@@ -370,7 +381,7 @@ def _distribution(chosen: Scores, name: str, survey: _Survey) -> Survivors:
     if step > 1:
         sample.append(top_list(chosen, name, _TOP, survey.histograms[name]).scores)
     edges = np.unique(np.concatenate(sample))
-    counts = (Survivors.count(edges, np.sort(known)) for _, known in _known_values(chosen, name))
+    counts = (SurvivalFunction.count(edges, np.sort(known)) for _, known in _known_values(chosen, name))
     return reduce(add, counts)
 
 

@@ -1,7 +1,6 @@
-"""`distspec compare`: layers of scores -> how far they agree, what they lean towards, and ensembles of them.
+"""Work of `distspec compare`, in a worker: the scores of a shard joined to ensembles by their ranks in the survey.
 
-All is counted shard by shard, and what is kept has the size of its answer: lists, the values of their members, one
-count for each exposure. Ensembles are scores like any other, in a layer of their own.
+Ensembles are scores like any other, in a layer of their own.
 """
 
 from typing import Any
@@ -10,7 +9,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from distspec.errors import StoreError
-from distspec.statistics.ensembles import Survivors, rank_mean, rank_union
+from distspec.statistics.ensembles import SurvivalFunction, rank_mean, rank_union
 from distspec.store import SpectraStore
 
 __all__ = ["EnsembleScorer"]
@@ -25,7 +24,7 @@ class EnsembleScorer:
         self._layers = {score: self._store.layer(place) for score, place in places.items()}
         with _opened(survivors) as arrays:
             self._survivors = {
-                score: Survivors(arrays[f"{score}.edges"], arrays[f"{score}.counts"]) for score in places
+                score: SurvivalFunction(arrays[f"{score}.edges"], arrays[f"{score}.counts"]) for score in places
             }
 
     def __call__(self, shard: int) -> int:

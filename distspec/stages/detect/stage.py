@@ -1,8 +1,38 @@
 """`distspec detect`: store -> classical detectors fitted, and a layer of scores for each.
 
-First every detector is grown on a sample, its parts side by side in Ray actors. Then come the looks over the survey,
-each one pass for all detectors that ask for one, whose summaries add up. Then one more pass scores with all of them.
-Rows of the validation set are scored, but nothing is fitted on them.
+Classical detectors need no trained network. As many as you like, also several of one kind under names of their own:
+
+    [[detect.detectors]]
+    kind = "pca"         # residuals of principal components, region by
+                         # region; keeps the region that decides
+
+    [[detect.detectors]]
+    kind = "forest"      # unsupervised random forest
+    synthetic = "chunks" # or "marginal", "uniform"
+
+    [[detect.detectors]]
+    kind = "isolation"   # isolation forest on the ranks of fluxes
+    name = "isolation_200"
+
+    [[detect.detectors]]
+    kind = "fisher"      # Fisher vectors on a Gaussian mixture; also the
+                         # mixture's own -log p, as fisher_mixture
+
+A detector's name is that of its score, which may be named in `report.score`, `explain.scores` and `compare.scores`.
+Higher = odder; NaN where a spectrum is set aside.
+
+Trees and mixtures are fitted on `detect.sample` spectra; moments, distributions and leaf counts add up over the whole
+survey, so that a forest gives the similarity to all spectra in time that grows with their number only. Nothing is
+fitted on the validation set.
+
+A detector that is fitted is not fitted again; it lies in `detectors/<name>-<digest>` of the output. After a store has
+grown it stays as it is, and only new spectra are scored. Other settings of a detector, another `detect.sample` or
+another `train.validation` fit another one beside it.
+
+In the code: first every detector is grown on the sample, its parts side by side in Ray actors (`workers.py`). Then
+come the looks over the survey, each one pass for all detectors that ask for one, whose summaries add up; an
+interrupted fit goes on after its last whole look. Then one more pass scores with all of them. Each detector is a file
+in `detectors/classical/`.
 """
 
 import shutil
@@ -14,11 +44,13 @@ import numpy as np
 from jaxtyping import Bool
 
 from distspec.config import AnyDetector, Experiment
-from distspec.detectors.classical.saved import DETECTORS, load_detector, require_detector, save_detector
+from distspec.detectors import classical
+from distspec.detectors.classical.saved import load_detector, require_detector, save_detector
 from distspec.errors import ConfigError
 from distspec.results.layout import detect_layer, detector_folder
+from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_actors, map_shards
-from distspec.stages.detect.workers import DetectorScorer, Grower, Looker, Piece
+from distspec.stages.detect.workers import DetectorScorer, Grower, Piece, Summarizer
 from distspec.stages.stage import Job, Products, Stage, State, stage_run
 from distspec.statistics.holdout import held_out, limited
 from distspec.statistics.summaries import Moments
@@ -68,6 +100,7 @@ class DetectStage(Stage):
                 yield "scores", f"{made.store.path}/layers/{layer.name}"
 
 
+@one_thread()
 def detect(experiment: Experiment, store: SpectraStore) -> dict[str, Layer]:
     """Fit the detectors that the settings name and score the store with them, or finish doing so.
 
@@ -149,7 +182,7 @@ def _fit(
             break
         arguments = (store.path, {name: str(folders[name]) for name in looking})
         total: dict[str, Any] = {}
-        for found in map_shards(Looker, arguments, items, experiment.runtime, f"look ({', '.join(looking)})"):
+        for found in map_shards(Summarizer, arguments, items, experiment.runtime, f"look ({', '.join(looking)})"):
             total = {name: total[name] + found[name] if name in total else found[name] for name in found}
         for name, detector in looking.items():
             save_detector(detector.learn(total[name]), folders[name], store.recipe)
@@ -170,14 +203,14 @@ def _grow(
     if not wanted:
         return
     kept = limited(training, ~training, experiment.detect.sample, store.chunk_rows, experiment.seed)
-    items = [Piece(one, part) for one in wanted for part in range(DETECTORS[one.kind].parts(one))]
+    items = [Piece(one, part) for one in wanted for part in range(classical.class_of(one).parts(one))]
     arguments = (store.path, np.flatnonzero(kept & training), experiment.seed)
     grown = {}
     for piece, arrays in map_actors(Grower, arguments, items, experiment.runtime, "fit"):
         grown[piece] = arrays
     for one in wanted:
         parts = [grown[piece] for piece in items if piece.detector == one]
-        save_detector(DETECTORS[one.kind].assemble(one, store.grid, parts), folders[one.name], store.recipe)
+        save_detector(classical.build(one, store.grid, parts), folders[one.name], store.recipe)
 
 
 # --- scoring ---------------------------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
-"""`distspec detect`: store -> classical detectors fitted, and a layer of scores for each.
+"""What workers of `distspec detect` do: fit pieces on the sample, summarize shards for a look, score shards.
 
-First every detector is grown on a sample, its parts side by side in Ray actors. Then come the looks over the survey,
-each one pass for all detectors that ask for one, whose summaries add up. Then one more pass scores with all of them.
-Rows of the validation set are scored, but nothing is fitted on them.
+None of them knows another: pieces and summaries come together in the driver.
 """
 
 from dataclasses import dataclass
@@ -13,7 +11,8 @@ from jaxtyping import Bool, Int64
 
 from distspec.config import AnyDetector
 from distspec.detectors import Arrays
-from distspec.detectors.classical.saved import DETECTORS, load_detector
+from distspec.detectors.classical import class_of
+from distspec.detectors.classical.saved import load_detector
 from distspec.errors import ConfigError, ShardError
 from distspec.store import SpectraStore
 
@@ -34,14 +33,14 @@ class Grower:
         self._seed = seed
 
     def __call__(self, piece: Piece) -> tuple[Piece, Arrays]:
-        grow = DETECTORS[piece.detector.kind].grow
+        grow = class_of(piece.detector).grow
         try:
             return piece, grow(piece.detector, self._sample, self._seed, piece.part)
         except ConfigError as error:
             raise ConfigError(f"detector {piece.detector.name!r} cannot be fitted: {error}") from error
 
 
-class Looker:
+class Summarizer:
     """Summarizes one shard after the other for the detectors that ask for it; lives in a worker."""
 
     def __init__(self, store: str, folders: dict[str, str]) -> None:

@@ -5,14 +5,14 @@ numbers has a fixed set of variants, so that a host's template depends neither o
 """
 
 import zlib
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from distspec.sources.simulation.instrument import OH_BANDS, optics, render, sky_lines
+from distspec.sources.simulation.anomalies import residual_pattern
+from distspec.sources.simulation.instrument import optics, render
 from distspec.sources.simulation.populations import (
     Objects,
     draw_galaxies,
@@ -23,19 +23,10 @@ from distspec.sources.simulation.populations import (
 from distspec.sources.simulation.templates import STAR_TYPES, Basis, basis
 from distspec.spectra import WaveGrid
 
-__all__ = ["PLACES", "WAVES", "library"]
+__all__ = ["WAVES", "library"]
 
 WAVES: Final = WaveGrid("log", 1010.0, 1e-4, 12_900)
 """SDSS's sampling from 1010 to 19,700 Å: whatever a grid in any frame asks for between redshifts 0 and 1, and more."""
-
-PLACES: Final[Mapping[str, tuple[tuple[float, float], ...]]] = {
-    "e+a": ((3735.0, 3995.0), (4065.0, 4140.0), (4300.0, 4385.0), (4825.0, 4900.0)),
-    "sn-ia": ((3620.0, 3980.0), (4180.0, 5080.0), (5230.0, 5540.0), (5980.0, 6400.0)),
-    "featureless-blue": ((4848.0, 5024.0), (6530.0, 6606.0)),
-    "m-star-overlap": ((6155.0, 6330.0), (7050.0, 7300.0), (7585.0, 7950.0), (8430.0, 8690.0)),
-    "sky-residual": OH_BANDS,
-}
-"""Windows that make a kind odd, Å vacuum on the template's own axis, as in the truth of the simulated survey."""
 
 _VARIANTS: Final = 32
 
@@ -57,7 +48,7 @@ def library(kind: str) -> Float32[np.ndarray, "variants pixels"]:
     """
     templates = basis(_BASIS)
     if kind == "sky-residual":
-        flux = _residual(WAVES.wave).astype(np.float32)[None, :]
+        flux = residual_pattern(WAVES.wave).astype(np.float32)[None, :]
     else:
         dice = np.random.default_rng(zlib.crc32(kind.encode())).random((_VARIANTS, 3))
         objects = _OBJECTS[kind](dice, templates)
@@ -156,13 +147,3 @@ _OBJECTS: Final = {
     "extreme-lines": _starburst,
     "blueshifted-na-d": _outflow,
 }
-
-
-def _residual(wave: Float64[np.ndarray, "pixels"]) -> Float64[np.ndarray, "pixels"]:
-    """Shape that a wavelength error of the sky model leaves in the OH bands, as `anomalies.spoil` plants it."""
-    derivative = sky_lines(wave + 0.5) - sky_lines(wave - 0.5)
-    inside = np.zeros(wave.size, dtype=bool)
-    for low, high in OH_BANDS:
-        inside |= (wave > low) & (wave < high)
-    # The square root lets faint lines count; the largest values in the bands are then about 3.5.
-    return np.where(inside, np.sign(derivative) * np.sqrt(np.abs(derivative)) / 3.5, 0.0)

@@ -1,4 +1,4 @@
-"""Known anomalies of graded strength, planted into prepared spectra of the user's own survey.
+"""Known anomalies of graded strength, injected into prepared spectra of the user's own survey.
 
 Spectra are changed as they stand in a store before the statistics of the sample are applied: on its grid, at rest or as
 observed, in its unit. Strength 1 is a clear case, with the numbers that the simulated survey uses; another strength
@@ -43,18 +43,18 @@ from distspec.config import Prepare
 from distspec.errors import ConfigError
 from distspec.prepare.rebin import rebin
 from distspec.prepare.recipe import Z_MAX, clean, normalizer, scaled
-from distspec.sources.simulation.anomalies import ANOMALIES
+from distspec.sources.simulation.anomalies import ANOMALIES, CONFUSIONS, PLACES, runaway, spike, step_factor
 from distspec.sources.simulation.instrument import DICHROIC
 from distspec.spectra import LIGHT_SPEED, Spectra, WaveGrid
 from distspec.spectra.lines.wavelengths import ABSORPTION, EMISSION
-from distspec.stages.evaluate.companions import PLACES, WAVES, library
+from distspec.stages.evaluate.companions import WAVES, library
 from distspec.stages.evaluate.regions import contrast, heavy, smooth, windows
 from distspec.statistics.summaries import row_median
 
-__all__ = ["GRADED", "KINDS", "MOVED", "Planted", "describe", "plant"]
+__all__ = ["GRADED", "KINDS", "MOVED", "Injected", "describe", "inject"]
 
 KINDS: Final[tuple[str, ...]] = (*ANOMALIES, "blend", "redshift-error", "calibration-step")
-"""What can be planted: the simulated survey's kinds, and three more."""
+"""What can be injected: the simulated survey's kinds, and three more."""
 
 GRADED: Final[Mapping[str, bool]] = {kind: kind != "wrong-redshift" for kind in KINDS}
 """Whether strength matters; a redshift that took one line for another is wrong, not more or less so."""
@@ -103,21 +103,6 @@ _STRONG_LINES: Final = (
 
 _CORE: Final = 900.0  # half-width of a line's window, km/s: core and wings of the wider narrow lines
 
-# True line over the one that it is taken for: what line-fitting redshift codes confuse.
-_CONFUSIONS: Final = np.array(
-    [
-        EMISSION[true] / EMISSION[taken]
-        for true, taken in (
-            ("H alpha", "[O III] 5008"),
-            ("[O III] 5008", "H alpha"),
-            ("H beta", "[O III] 5008"),
-            ("[O III] 5008", "H beta"),
-            ("H alpha", "[S II] 6733"),
-            ("[S II] 6733", "H alpha"),
-        )
-    ]
-)
-
 Pixels = Float64[np.ndarray, "n pixels"]
 
 Mask = Bool[np.ndarray, "n pixels"]
@@ -128,7 +113,7 @@ Flags = Bool[np.ndarray, "n"]
 
 
 @dataclass(frozen=True, eq=False)
-class Planted:
+class Injected:
     """Hosts with an anomaly.
 
     Arguments:
@@ -153,7 +138,7 @@ def describe(kind: str) -> str:
     return _DESCRIPTIONS[kind]
 
 
-def plant(
+def inject(
     kind: str,
     hosts: Spectra,
     z: Float64[np.ndarray, "n"],
@@ -162,8 +147,8 @@ def plant(
     settings: Prepare,
     companions: Spectra | None = None,
     companion_z: Float64[np.ndarray, "n"] | None = None,
-) -> Planted:
-    """Plant one anomaly in each host. A row's result depends on nothing but the arguments and that row.
+) -> Injected:
+    """Inject one anomaly into each host. A row's result depends on nothing but the arguments and that row.
 
     Arguments:
         kind: one of `KINDS`.
@@ -267,7 +252,7 @@ class _Draft:
     z: Values
 
 
-def _finish(hosts: Spectra, host: _Hosts, draft: _Draft, settings: Prepare) -> Planted:
+def _finish(hosts: Spectra, host: _Hosts, draft: _Draft, settings: Prepare) -> Injected:
     """Take the recipe's last steps again; where the kind is not possible, give the host."""
     before = normalizer(settings.normalize, host.flux, host.ivar, host.grid, host.z)
     after = normalizer(settings.normalize, draft.flux, draft.ivar, host.grid, draft.z)
@@ -290,7 +275,7 @@ def _finish(hosts: Spectra, host: _Hosts, draft: _Draft, settings: Prepare) -> P
         hosts.grid,
         redshift,
     )
-    return Planted(spectra, region & own, possible)
+    return Injected(spectra, region & own, possible)
 
 
 def _told(hosts: Spectra) -> Values:
@@ -321,12 +306,11 @@ def _airglow(host: _Hosts) -> Pixels:
     return np.asarray(((0.3 + 0.6 * host.dice[:, 0]) * host.level)[:, None] * pattern)
 
 
-def _spike(host: _Hosts) -> Pixels:
+def _cosmic_ray(host: _Hosts) -> Pixels:
     """Put a cosmic ray on a good pixel, as wide as SDSS's pixels and not as the grid's."""
-    pixel = _nth(host.good, host.dice[:, 0])
-    height = (25.0 + 35.0 * host.dice[:, 1]) * host.level
-    parts = (np.ones(len(pixel)), host.dice[:, 2], host.dice[:, 3] * (host.dice[:, 3] > 0.5))
-    center = host.grid.wave[pixel]
+    height, parts = spike(host.dice)
+    height *= host.level
+    center = host.grid.wave[_nth(host.good, host.dice[:, 0])]
     width = center * (np.log(10.0) * WAVES.step)
     edges = host.grid.edges
     total = np.zeros_like(host.flux)
@@ -337,22 +321,21 @@ def _spike(host: _Hosts) -> Pixels:
     return np.asarray(total / np.diff(edges))
 
 
-def _runaway(host: _Hosts) -> Pixels:
+def _red_end(host: _Hosts) -> Pixels:
     """Let the red end of the data run away; on a short grid over two fifths of it at most."""
     wave, pixels = host.grid.wave, host.grid.pixels
     first, last = wave[host.good.argmax(axis=1)], wave[pixels - 1 - host.good[:, ::-1].argmax(axis=1)]
     length = np.minimum((500.0 + 500.0 * host.dice[:, 1]) / host.sky, 0.4 * (last - first))
     length = np.maximum(length, np.diff(host.grid.edges)[-1])
-    ramp = np.clip((wave - (last - length)[:, None]) / length[:, None], 0.0, 1.15) ** 2
-    return np.asarray(((2.5 + 3.0 * host.dice[:, 0]) * host.level)[:, None] * ramp)
+    return runaway(host.dice[:, 0], host.level, (wave - (last - length)[:, None]) / length[:, None])
 
 
 _ADDITIVE: Final = {
     "double-peaked": lambda host: _emission("double-peaked", host),
     "extreme-lines": lambda host: _emission("extreme-lines", host),
     "sky-residual": _airglow,
-    "cosmic-ray": _spike,
-    "red-runaway": _runaway,
+    "cosmic-ray": _cosmic_ray,
+    "red-runaway": _red_end,
 }
 
 
@@ -427,8 +410,7 @@ def _step(kind: str, host: _Hosts, strength: float) -> _Draft:
     side = np.where((counts[0] <= counts[1])[:, None], blue, ~blue)
     # A side of a pixel or two is no side.
     possible = counts.min(axis=0) >= np.maximum(3, 0.02 * counts.sum(axis=0))
-    dice = host.dice[:, 0]
-    factor = np.where(dice < 0.5, 1.4 + 0.8 * dice, 1.0 / (1.0 + 0.8 * dice))
+    factor = step_factor(host.dice[:, 0])
     trace = np.where(side, (factor - 1.0)[:, None] * host.flux, 0.0)
     scale = np.where(side, (factor**strength)[:, None], 1.0)
     # After normalisation a step is an oddity of the contrast between its two sides.
@@ -464,14 +446,14 @@ def _confused(host: _Hosts, settings: Prepare) -> tuple[Values, Flags]:
     cuts, wave = settings.cuts, host.grid.wave
     low = 0.005 if cuts.z_min is None else max(cuts.z_min, 0.005)
     high = Z_MAX if cuts.z_max is None else cuts.z_max
-    z = (1.0 + host.z)[:, None] * _CONFUSIONS - 1.0
+    z = (1.0 + host.z)[:, None] * CONFUSIONS - 1.0
     allowed = (z > low) & (z <= high)
     if host.rest:
         first = wave[host.good.argmax(axis=1)][:, None]
         last = wave[host.grid.pixels - 1 - host.good[:, ::-1].argmax(axis=1)][:, None]
-        kept = np.minimum(last / _CONFUSIONS, wave[-1]) / np.maximum(first / _CONFUSIONS, wave[0])
+        kept = np.minimum(last / CONFUSIONS, wave[-1]) / np.maximum(first / CONFUSIONS, wave[0])
         allowed &= np.log(kept) >= 1.1 * KEPT * np.log(last / first)
-    return _CONFUSIONS[_nth(allowed, host.dice[:, 0])], allowed.any(axis=1)
+    return CONFUSIONS[_nth(allowed, host.dice[:, 0])], allowed.any(axis=1)
 
 
 # --- where ------------------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ The file (`distspec.stages.evaluate.stage` writes it) holds, as plain values wit
     detectors, strengths        in their order; `strength` is that of tables that show one
     levels, listed, level       shares looked at, lengths of their top lists, the level of tables that show one
     kinds, groups, impossible   kind -> what it is about, whether graded, number of hosts at each strength; members
-    results, best               of `evaluation.summarize`
-    strata, pointing            of `evaluation.stratified`, and of `evaluation.pointed` for each explainer
+    results, best               of `statistics.recall.summarize`
+    strata, pointing            of `stratified` there, and of `pointed` there for each explainer
     notes                       what to know before trusting the numbers
 """
 

@@ -1,7 +1,7 @@
-"""Work of `distspec evaluate`: plant anomalies in hosts, score them with every detector, ask every explainer where.
+"""What a worker of `distspec evaluate` does: it injects anomalies into hosts and scores or explains what comes of it.
 
 An explainer is a `Pointer`: regions of the spectrum, and which of them it holds to be odd. A further one is a further
-entry of `Planter.pointers`.
+entry of the list that `Injector` makes.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
+from distspec import explainers
 from distspec.config import Ablation, AnyMethod, Experiment, Lime, Occlusion, Reconstructed
 from distspec.detectors.classical.pca import PcaDetector
 from distspec.detectors.classical.saved import load_detector
 from distspec.detectors.explainable import Explainable
 from distspec.detectors.neural.scores import ModelScores
 from distspec.explainers import Explainer
-from distspec.explainers.baselines import Ordinary
-from distspec.explainers.build import build_explainer
+from distspec.explainers.baselines import Baselines
 from distspec.models.checkpoint import Checkpoint
 from distspec.spectra import Spectra
 from distspec.spectra.segments import fold
-from distspec.stages.evaluate.injection import GRADED, Planted, plant
+from distspec.stages.evaluate.injection import GRADED, Injected, inject
 from distspec.store import SpectraStore
 
-__all__ = ["Job", "Part", "Plan", "Planter", "Pointer"]
+__all__ = ["Injector", "Job", "Part", "Plan", "Pointer"]
 
 Part = dict[str, Shaped[np.ndarray, "..."]]
 """Result of a job as named arrays."""
@@ -95,8 +95,8 @@ class Pointer:
         return marked[np.arange(len(marked)), chosen] & (chosen >= 0), marked.mean(axis=1)
 
 
-class Planter:
-    """Plants and scores, or plants and explains; lives in a worker.
+class Injector:
+    """Injects and scores, or injects and explains; lives in a worker.
 
     Arguments:
         store: its path; it is only read.
@@ -131,7 +131,7 @@ class Planter:
         scores, possible = [], []
         graded = GRADED[job.kind]
         for strength in self._plan.strengths if graded else [self._plan.strengths[self._plan.reference]]:
-            seen, planted = self._planted(job, strength)
+            seen, planted = self._injected(job, strength)
             scores.append(self._score(seen))
             # What is left without a pixel would be set aside, and no detector would see it.
             possible.append(planted.possible & seen.good.any(axis=1))
@@ -140,10 +140,10 @@ class Planter:
         stacked = np.repeat(np.stack(scores, axis=1), times, axis=1)
         return {"scores": stacked, "possible": np.repeat(np.stack(possible, axis=1), times, axis=1)}
 
-    def _planted(self, job: Job, strength: float) -> tuple[Spectra, Planted]:
-        """Plant one kind in some hosts; give what detectors see, and where it was planted."""
+    def _injected(self, job: Job, strength: float) -> tuple[Spectra, Injected]:
+        """Inject one kind into some hosts; give what detectors see, and where it was injected."""
         plan, rows = self._plan, slice(job.start, job.stop)
-        planted = plant(
+        planted = inject(
             job.kind,
             self._hosts[rows],
             plan.z[rows],
@@ -166,7 +166,7 @@ class Planter:
     def _explained(self, job: Job) -> Part:
         if self._pointers is None:
             self._pointers = self._make_pointers()
-        seen, planted = self._planted(job, self._plan.strengths[self._plan.reference])
+        seen, planted = self._injected(job, self._plan.strengths[self._plan.reference])
         region = planted.region & seen.good
         known = planted.possible & region.any(axis=1)
         names = [name for pointer in self._pointers for name in pointer.names]
@@ -187,7 +187,7 @@ class Planter:
         names = [name for name in experiment.explain.scores if name in own or name in detectors]
         found = []
         for method in experiment.explain.methods if names else ():
-            explainer = build_explainer(method, store.grid, experiment.seed, rest=store.frame == "rest")
+            explainer = explainers.build(method, store.grid, experiment.seed, rest=store.frame == "rest")
             if self._model is not None or not _asks_a_model(method):
                 found.append(self._asking(method, explainer, Explainable(names, self._model, detectors)))
         for name, (detector, _) in self._detectors.items():
@@ -198,10 +198,10 @@ class Planter:
     def _asking(self, method: AnyMethod, explainer: Explainer, scores: Explainable) -> Pointer:
         """Point at the region of largest |weight|; what is told pixel by pixel is added up over windows."""
         segments = fold(np.zeros(len(np.unique(explainer.segment_of))), explainer.segment_of)[1]
-        ordinary = Ordinary.of(self._store, self._plan.hosts, self._experiment.seed, [method])
+        ordinary = Baselines.of(self._store, self._plan.hosts, self._experiment.seed, [method])
 
         def heaviest(spectra: Spectra) -> Int64[np.ndarray, "k n"]:
-            near = ordinary.baselines(self._store, spectra.rows, method)
+            near = ordinary.near(self._store, spectra.rows, method)
             found = explainer.explain(scores, spectra, near)
             weights, _ = fold(found.weights, found.segment_of)
             return np.asarray(np.abs(weights).argmax(axis=2).T)

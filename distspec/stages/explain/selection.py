@@ -12,16 +12,14 @@ from jaxtyping import Int64, Shaped
 
 from distspec.errors import ConfigError, DistspecWarning, SourceError
 from distspec.results.scores import Scores
-from distspec.sources.files.tables import read_table, require_table
 from distspec.statistics.summaries import TopK
 from distspec.store import SpectraStore
-from distspec.store.arrow import to_numpy
 
-__all__ = ["Chosen", "by_ids", "name_of", "top_lists", "top_rows"]
+__all__ = ["SelectedRows", "by_ids", "name_of", "top_lists", "top_rows"]
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class SelectedRows:
     """Spectra to explain, those of the first list first.
 
     Arguments:
@@ -51,15 +49,15 @@ def top_rows(scores: Scores, name: str, fraction: float, limit: int) -> Int64[np
     return top.rows[: max(1, math.ceil(fraction * scored))]
 
 
-def top_lists(scores: Scores, names: Sequence[str], fraction: float, limit: int) -> Chosen:
+def top_lists(scores: Scores, names: Sequence[str], fraction: float, limit: int) -> SelectedRows:
     """Join the top lists of some scores; a spectrum that is in several is explained once, for all of them."""
     lists = [top_rows(scores, name, fraction, limit) for name in names]
     joined = np.concatenate(lists)
     rows = joined[np.sort(np.unique(joined, return_index=True)[1])]
-    return Chosen(rows, np.stack([_places(rows, one) for one in lists], axis=1))
+    return SelectedRows(rows, np.stack([_places(rows, one) for one in lists], axis=1))
 
 
-def by_ids(store: SpectraStore, scores: Scores, names: Sequence[str], path: str) -> Chosen:
+def by_ids(store: SpectraStore, scores: Scores, names: Sequence[str], path: str) -> SelectedRows:
     """Find the spectra of a list of ids that have a score; they are ranked among themselves.
 
     A warning counts the others.
@@ -101,7 +99,7 @@ def by_ids(store: SpectraStore, scores: Scores, names: Sequence[str], path: str)
     # Best first by the first score, and equal ones by row.
     order = np.flatnonzero(scored)[np.argsort(-values[0][scored], kind="stable")]
     lists = [order[np.argsort(-one[order], kind="stable")] for one in values]
-    return Chosen(found[order], np.stack([_places(order, one) for one in lists], axis=1))
+    return SelectedRows(found[order], np.stack([_places(order, one) for one in lists], axis=1))
 
 
 def name_of(path: str | None) -> str:
@@ -131,6 +129,10 @@ def _read_ids(path: str) -> Shaped[np.ndarray, "m"]:
             raise SourceError(f"explain.ids: {path} is no text of ids: {' '.join(str(error).split())}") from error
         found = np.array(lines, dtype=str)
     else:
+        # Imported here: workers, which need the rows alone, do without Arrow.
+        from distspec.sources.files.tables import read_table, require_table
+        from distspec.store.arrow import to_numpy
+
         require_table(path, "explain.ids")
         ids, missing = to_numpy(read_table(path, "id", ("id",))[0])
         found = ids[~missing].astype(str)

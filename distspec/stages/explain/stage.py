@@ -1,8 +1,48 @@
-"""`distspec explain`: top rows and scores -> weights of wavelengths, and the way to higher probability, in Ray actors.
+"""`distspec explain`: top-ranked spectra -> the wavelengths that make them odd, lines, and the way to higher
+probability.
 
-Every method has one layer. Its rows are the spectra that are explained, those of the first score's top list first, so
-each layer has its own leading axis; the field `row` leads back to the store. A spectrum is explained for all scores at
-once, since one pass makes them all. A few spectra are one unit of work.
+It takes the top lists of `explain.scores`, by as many methods as you like. Each spectrum is explained for all scores
+at once, since one pass makes them all.
+
+    [explain]
+    scores = ["chi2", "pca"]
+    fraction = 0.01      # of the scored spectra, `limit` of them at most
+
+    [[explain.methods]]
+    kind = "lime"        # segments switched off at random, and a local
+    settle = 0.05        # linear model; no more samples when errors are 5 %
+                         # of the heaviest weight
+    segments = { kind = "uniform", count = 125 }     # or "slic", "lines"
+    perturbation = { kind = "reconstruction" }       # or scale, flat, mean,
+                                                     # same_shape, gaussians,
+                                                     # same
+    [[explain.methods]]
+    kind = "imo"         # Inverse Multiscale Occlusion: windows of the
+    like = "redshift"    # spectrum put into ordinary ones, at all scales;
+                         # ordinary ones of like redshift, or "class", "any"
+    windows = [1, 4, 16, 64, 256]
+
+The others are gradient, gradient_input, integrated_gradients, expected_gradients, ablation and occlusion; those with
+a gradient need scores of the network. `explain.ids=mine.txt` (an id a line, or a table with a column `id`) explains,
+follows and measures these spectra instead of the top lists.
+
+A positive weight raises the score. LIME gives each weight its standard error, R², and the floor that the score's own
+noise sets; IMO keeps every window size, and the report draws them all; gradients along a way tell by how much they
+miss what they should add up to. A spectrum that fails is recorded with the reason and takes no other with it.
+
+Emission lines (flux, equivalent width, velocity, broad components), Dn4000 and Hδ of all that is explained go to the
+layer `lines-...`, and the report says of each spectrum which lines or regions drive it and what the numbers suggest.
+Where the model has a density, the gradient of log p is followed from the latents of the top rows, too: the layer
+`ascent-...` keeps log p, latents, spectra decoded along the way, and what grows or fades (`explain.ascent`; `false`
+leaves it out).
+
+What is explained is not explained again; other settings of a method make another layer beside it.
+
+In the code: every method has one layer, `explain-...`. Its rows are the spectra that are explained, those of the
+first score's top list first, so each layer has its own leading axis; the field `row` leads back to the store. A few
+spectra are one unit of work, done in Ray actors (`workers.py`). Methods stand in `explainers/`. Where a network's
+first and last layers are linear, versions of a spectrum are scored without writing them out, to rounding the same
+(`detectors/neural/perturbed.py`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,28 +53,30 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from distspec import explainers
 from distspec.config import AnyMethod, Ascent, Experiment, Imo
 from distspec.detectors.neural.scores import DENSITY
 from distspec.errors import ConfigError
-from distspec.explainers.baselines import Ordinary
-from distspec.explainers.build import build_explainer
+from distspec.explainers.baselines import Baselines
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import ascent_layer, explain_layer, lines_layer
-from distspec.results.lines import Diagnosed
+from distspec.results.lines import LineResults
 from distspec.results.scores import Scores
+from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_actors
 from distspec.spectra.lines.tables import Indices, LineTable
-from distspec.stages.explain.selection import Chosen, by_ids, name_of, top_lists, top_rows
+from distspec.stages.explain.section import content, figures
+from distspec.stages.explain.selection import SelectedRows, by_ids, name_of, top_lists, top_rows
 from distspec.stages.explain.workers import AscentWorker, ExplainWorker, LineWorker
 from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.store import Fields, Layer, SpectraStore
 
 __all__ = [
     "ExplainStage",
+    "ascend",
     "ascents_of",
     "explain",
     "explanations_of",
-    "follow",
     "lines_of",
     "measure_lines",
     "ordinary_covariance",
@@ -85,7 +127,7 @@ class ExplainStage(Stage):
         experiment, store, checkpoint, table = job.experiment, job.store, job.checkpoint, job.table
         explanations = explain(experiment, store, checkpoint, table)
         lines = measure_lines(experiment, store, checkpoint, table, next(iter(explanations.values())))
-        ascents = follow(experiment, store, checkpoint, job.scores)
+        ascents = ascend(experiment, store, checkpoint, job.scores)
         return job.having(explanations=explanations, lines=lines, ascents=ascents)
 
     def told(self, made: Products) -> Iterator[tuple[str, str]]:
@@ -102,9 +144,9 @@ class ExplainStage(Stage):
     def sections(self, job: Job) -> Iterator[Section]:
         """Show the lines of what is explained."""
         if job.have.lines is not None:
-            lines = Diagnosed(job.store, job.have.lines)
-            shown = {"lines": lines.content()}
-            yield Section("lines", "Lines", "explain/section.html.jinja", shown, lines.figures())
+            lines = LineResults(job.store, job.have.lines)
+            shown = {"lines": content(lines)}
+            yield Section("lines", "Lines", "explain/section.html.jinja", shown, figures(lines))
 
 
 def _is_whole(layer: Layer | None) -> bool:
@@ -115,6 +157,7 @@ def _wants_ascents(job: Job) -> bool:
     return job.experiment.explain.ascent is not None and job.checkpoint.density is not None
 
 
+@one_thread()
 def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Scores) -> dict[str, Layer]:
     """Explain the top lists of the scores that the settings name, or a list of ids, or finish doing so.
 
@@ -146,7 +189,7 @@ def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint,
     if missing:
         chosen = _chosen(experiment, store, scores)
         # Of all methods, so that one that is done later has the same.
-        ordinary = Ordinary.of(store, chosen.rows, experiment.seed, settings.methods)
+        ordinary = Baselines.of(store, chosen.rows, experiment.seed, settings.methods)
         made = {one.name: _layer_of(experiment, store, checkpoint, scores, one, len(chosen.rows)) for one in missing}
         methods = {layer.name: one for one, layer in zip(missing, made.values(), strict=True)}
         arguments = (store.path, checkpoint.folder, methods, ordinary, experiment)
@@ -170,7 +213,7 @@ def _names(experiment: Experiment, scores: Scores) -> dict[str, str]:
     return {method.name: explain_layer(experiment, method, layers, listed) for method in settings.methods}
 
 
-def _chosen(experiment: Experiment, store: SpectraStore, scores: Scores) -> Chosen:
+def _chosen(experiment: Experiment, store: SpectraStore, scores: Scores) -> SelectedRows:
     settings = experiment.explain
     if settings.ids is not None:
         return by_ids(store, scores, settings.scores, settings.ids)
@@ -187,7 +230,7 @@ def _layer_of(
 ) -> Layer:
     """Open the layer of a method, or make it empty."""
     names = list(experiment.explain.scores)
-    explainer = build_explainer(method, store.grid, experiment.seed, rest=store.frame == "rest")
+    explainer = explainers.build(method, store.grid, experiment.seed, rest=store.frame == "rest")
     fields: Fields = {"row": ("i8", ()), "rank": ("i8", (len(names),)), "reason": ("string", ())}
     fields |= explainer.fields(len(names))
     attributes = {
@@ -217,7 +260,7 @@ def _finish(
     experiment: Experiment,
     store: SpectraStore,
     layers: Sequence[Layer],
-    chosen: Chosen,
+    chosen: SelectedRows,
     worker: Callable[..., Any],
     arguments: tuple[Any, ...],
     summary: Callable[[Layer], dict[str, float]],
@@ -240,7 +283,7 @@ def _finish(
         for layer in left:
             for shard in pending[layer.name]:
                 cut = slice(*layer.bounds(shard))
-                items.append((layer.name, shard, Chosen(chosen.rows[cut], chosen.rank[cut])))
+                items.append((layer.name, shard, SelectedRows(chosen.rows[cut], chosen.rank[cut])))
         for _ in map_actors(worker, arguments, items, experiment.runtime, left[0].name.partition("-")[0]):
             pass
         for run, layer in zip(runs, left, strict=True):
@@ -250,6 +293,7 @@ def _finish(
 # --- lines of what is explained --------------------------------------------------------------------------------------
 
 
+@one_thread()
 def measure_lines(
     experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Scores, explained: Layer
 ) -> Layer:
@@ -276,7 +320,7 @@ def measure_lines(
     def summary(layer: Layer) -> dict[str, float]:
         return {"measured": float(len(rows)), "with_lines": float(np.isfinite(layer.read("velocity")).sum())}
 
-    chosen = Chosen(rows, np.zeros((len(rows), 0), np.int64))
+    chosen = SelectedRows(rows, np.zeros((len(rows), 0), np.int64))
     _finish(experiment, store, [layer], chosen, LineWorker, (store.path, name), summary)
     return layer
 
@@ -297,7 +341,8 @@ def _lines_name(experiment: Experiment, scores: Scores) -> str:
 # --- the way to higher probability -----------------------------------------------------------------------------------
 
 
-def follow(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer) -> Layer | None:
+@one_thread()
+def ascend(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, scores: Layer) -> Layer | None:
     """Follow the gradient of log p from the latents of the top lists, or of a list of ids, or finish doing so.
 
     References:
@@ -334,7 +379,7 @@ def follow(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, 
 
     if layer.pending():
         arguments = (store.path, checkpoint.folder, scores.name, name, ordinary_covariance(scores), experiment)
-        chosen = Chosen(rows, np.zeros((len(rows), 0), np.int64))
+        chosen = SelectedRows(rows, np.zeros((len(rows), 0), np.int64))
         _finish(experiment, store, [layer], chosen, AscentWorker, arguments, summary)
     return layer
 

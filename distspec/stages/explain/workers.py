@@ -1,4 +1,7 @@
-"""Work of `distspec explain`: spectra explained by a method, ways to higher probability, lines; it lives in workers."""
+"""What workers of `distspec explain` do: explain spectra by a method, follow them to higher probability, fit lines.
+
+Each takes a few of the selected rows at a time, and writes them as one shard of its layer.
+"""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -9,6 +12,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from distspec import explainers
 from distspec.config import AnyMethod, Experiment
 from distspec.detectors import ClassicalDetector
 from distspec.detectors.explainable import Explainable
@@ -16,14 +20,11 @@ from distspec.detectors.neural.scores import ModelScores
 from distspec.errors import CheckpointError, DistspecError
 from distspec.explainers import Explainer, Explanation
 from distspec.explainers.ascent import ascend, growth
-from distspec.explainers.baselines import Ordinary
-from distspec.explainers.build import build_explainer
+from distspec.explainers.baselines import Baselines
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import detector_folder
 from distspec.spectra import Spectra
-from distspec.spectra.lines.fits import measure
-from distspec.spectra.lines.tables import indices
-from distspec.stages.explain.selection import Chosen
+from distspec.stages.explain.selection import SelectedRows
 from distspec.store import SpectraStore
 
 __all__ = ["AscentWorker", "ExplainWorker", "LineWorker", "explainable"]
@@ -36,22 +37,22 @@ class ExplainWorker:
     """Explains a few spectra at a time, by the method of the layer that is asked for; lives in a worker."""
 
     def __init__(
-        self, store: str, folder: str, methods: Mapping[str, AnyMethod], ordinary: Ordinary, experiment: Experiment
+        self, store: str, folder: str, methods: Mapping[str, AnyMethod], ordinary: Baselines, experiment: Experiment
     ) -> None:
         self._store = SpectraStore.open(store, write=True)
         self._scores = explainable(experiment, self._store, folder)
         self._methods, self._ordinary = methods, ordinary
         rest = self._store.frame == "rest"
         self._explainers = {
-            layer: build_explainer(method, self._store.grid, experiment.seed, rest=rest)
+            layer: explainers.build(method, self._store.grid, experiment.seed, rest=rest)
             for layer, method in methods.items()
         }
 
-    def __call__(self, item: tuple[str, int, Chosen]) -> int:
+    def __call__(self, item: tuple[str, int, SelectedRows]) -> int:
         layer, shard, chosen = item
         explainer = self._explainers[layer]
         spectra = self._store.take(chosen.rows)
-        near = self._ordinary.baselines(self._store, chosen.rows, self._methods[layer])
+        near = self._ordinary.near(self._store, chosen.rows, self._methods[layer])
         reasons = [""] * len(spectra)
         try:
             parts = [explainer.explain(self._scores, spectra, near)]
@@ -138,7 +139,7 @@ class AscentWorker:
         self._settings = experiment.explain.ascent
         self._covariance = torch.from_numpy(covariance)
 
-    def __call__(self, item: tuple[str, int, Chosen]) -> int:
+    def __call__(self, item: tuple[str, int, SelectedRows]) -> int:
         shard, rows = item[1], item[2].rows
         # Those that were scored; in float64, so that no gain is lost in rounding.
         start = torch.from_numpy(self._scored.take("latents", rows)).double().to(self._device)
@@ -176,7 +177,11 @@ class LineWorker:
         self._store = SpectraStore.open(store, write=True)
         self._layer = self._store.layer(layer)
 
-    def __call__(self, item: tuple[str, int, Chosen]) -> int:
+    def __call__(self, item: tuple[str, int, SelectedRows]) -> int:
+        # Imported here: only this worker needs scipy.
+        from distspec.spectra.lines.fits import measure
+        from distspec.spectra.lines.tables import indices
+
         shard, rows = item[1], item[2].rows
         # As they were observed: what statistics of the sample filled in is no measurement. What the preparation patched
         # spectrum by spectrum, such as sky lines, is part of the store and counts as data here.

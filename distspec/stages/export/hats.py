@@ -25,7 +25,7 @@ from jaxtyping import Bool, Int32, Int64
 from distspec.errors import LayoutError
 from distspec.stages.export.parquet import COMPRESSION, described, flat, write_parquet
 from distspec.store.arrow import to_numpy
-from distspec.store.columns import MEANINGS
+from distspec.store.columns import COLUMN_INFO
 
 __all__ = ["Partition", "partitions", "pixels_of", "write_hats"]
 
@@ -131,7 +131,7 @@ def write_hats(
     dataset = folder / "dataset"
     spool = folder / ".spool"
     spool.mkdir(parents=True)
-    full = described(pa.schema([pa.field(INDEX, pa.int64(), metadata=MEANINGS[INDEX].to_dict()), *schema]), "")
+    full = described(pa.schema([pa.field(INDEX, pa.int64(), metadata=COLUMN_INFO[INDEX].to_dict()), *schema]), "")
     unplaced = _hand_out(tables, cells, spool, folder)
     footers = [_write_partition(spool / str(n), dataset / cell.path, cell.path, full) for n, cell in enumerate(cells)]
     shutil.rmtree(spool)

@@ -1,7 +1,23 @@
 """`distspec export`: store -> one table for other programs: Parquet, VOTable or a HATS catalogue.
 
-Rows are read and written run by run, so that memory does not grow with the survey, and nothing appears under its name
-before it is whole. What the columns are and what missing means is said in `distspec.store.table`.
+A row is a spectrum: catalogue columns, scores of the experiment's own model and detectors, and value-added columns,
+with units and UCDs, for surveys of any size.
+
+    distspec export sdss.toml
+    distspec export sdss.toml export.format=hats export.to=catalog
+    distspec export sdss.toml export.format=votable export.scored_only=true
+
+Settings that one would change first: `format`; `to` (none takes `catalog.parquet`, `catalog.vot` or `catalog-hats` in
+the output); `columns`, in their order; `layers`, such as the scores of another model; `spectra=true`, which adds the
+prepared spectra as lists flux, ivar and lambda (not in a VOTable), which the source `table` reads again.
+
+Missing is null. HATS cuts the sky into HEALPix pixels of at most `partition_rows` rows; rows without a position go to
+`unplaced.parquet`, which its readers do not see, so that nothing is lost. `distspec run` leaves the export out; every
+call replaces an earlier table, and refuses to replace what is none. In Python `store.table()`, `.arrow()` and
+`.pandas()` give the same without a file.
+
+In the code: rows are read and written run by run, so that memory does not grow with the survey, and nothing appears
+under its name before it is whole. What the columns are and what missing means is said in `distspec.store.table`.
 """
 
 import warnings
@@ -64,7 +80,7 @@ def export(experiment: Experiment, store: SpectraStore) -> Exported:
     reader = _Reader(store, settings, _layers(experiment, store))
     schema = reader.catalogue().schema
     said = f"{experiment.name}: store {store.digest}, recipe {store.recipe}"
-    with in_place(path) as partial:
+    with in_place(path, "make room or choose another place by export.to") as partial:
         if settings.format == "hats":
             columns = reader.catalogue(("ra", "dec"))
             facts = {"obs_collection": experiment.name, "obs_title": said, "hats_builder": f"distspec {__version__}"}

@@ -37,7 +37,7 @@ def audit(store: SpectraStore, mapper: Mapper, *, mend: bool = False) -> list[st
     """
     problems = list(store.damage)
     if mend:
-        store.forget_look()
+        store.forget_sample_layer()
     try:
         rows = store.inventory().rows
         # A store that was written by hand, through `SpectraStore.create`, has none.

@@ -1,4 +1,6 @@
-"""What only a look over all rows can tell: ids that come twice, and the statistics of the sample (`sample.py`)."""
+"""What only all rows together can tell, found by the driver before the second look: ids that come twice, and the
+statistics of the sample, of another store or computed by `sample.py`.
+"""
 
 from functools import partial
 from typing import Any

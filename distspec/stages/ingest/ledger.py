@@ -1,13 +1,12 @@
 """The ledger: every spectrum that is set aside and everything that was wanted and is not there, with the reasons."""
 
-import csv
-import os
-import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from distspec.errors import StoreError
+from distspec.files import write_csv
 from distspec.spectra import Status
 from distspec.store import SpectraStore
 
@@ -28,29 +27,24 @@ def write_ledger(store: SpectraStore, missing: list[str], path: Path) -> int:
     Raises:
         StoreError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     lines = 0
-    try:
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["row", "id", "file", "status", "reasons", "note"])
-            for shard in range(store.shards):
-                start, stop = store.base.bounds(shard)
-                status = store.status(start, stop)
-                aside = np.flatnonzero(status)
-                if not aside.size:
-                    continue
-                ids, files, notes = (store.base.read(f"columns/{key}", start, stop) for key in ("id", "file", "note"))
-                for at in aside:
-                    reasons = "; ".join(Status(int(status[at])).reasons)
-                    writer.writerow([start + at, ids[at], files[at], int(status[at]), reasons, notes[at]])
-                lines += len(aside)
-            for name in missing:
-                writer.writerow(["", "", name, "", "wanted by the catalogue, in no file", ""])
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StoreError(
-            f"cannot write {path}: {error.strerror or error}; make room or choose another output"
-        ) from error
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        nonlocal lines
+        for shard in range(store.shards):
+            start, stop = store.base.bounds(shard)
+            status = store.status(start, stop)
+            aside = np.flatnonzero(status)
+            if not aside.size:
+                continue
+            ids, files, notes = (store.base.read(f"columns/{key}", start, stop) for key in ("id", "file", "note"))
+            for at in aside:
+                reasons = "; ".join(Status(int(status[at])).reasons)
+                yield start + at, ids[at], files[at], int(status[at]), reasons, notes[at]
+            lines += len(aside)
+        for name in missing:
+            yield "", "", name, "", "wanted by the catalogue, in no file", ""
+
+    header = ("row", "id", "file", "status", "reasons", "note")
+    write_csv(path, header, rows(), quoted=False, end="\r\n")
     return lines + len(missing)

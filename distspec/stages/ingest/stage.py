@@ -1,9 +1,55 @@
 """`distspec ingest`: survey files -> store.
 
-The driver lists what there is, lets workers count what must be opened, and hands out shards; each worker reads the
-pieces of its shard, prepares them and writes the shard whole. Files that are new since an earlier ingest become a
-further part of the store. A file that cannot be read keeps its rows: they are set aside with the reason in the column
-`note`. When all rows are there, a second look settles what only all of them can tell.
+It reads the survey named by `ingest.source`, prepares every spectrum by the recipe `ingest.prepare`, and writes a
+store: flux, inverse variance, the survey's catalogue columns, and `status`, which says why a spectrum is set aside.
+Every spectrum keeps its row: spectra = used + set aside, always. `ledger.csv` in the output lists what is set aside
+and why, files included.
+
+    [ingest.source]
+    kind = "sdss"        # desi, lamost, table, specutils, simulate
+    path = "spectra"     # a file, a folder that is searched, a list (.txt),
+                         # a .tar or .zip, or a bucket: s3://...
+
+    [ingest.prepare]
+    frame = "rest"       # or "observed"
+    grid = { scale = "log", first = 3388.0, last = 8318.0, pixels = 1000 }
+    dust.kind = "column" # the survey's E(B-V); or "sfd", a map, or "none"
+    cuts = { z_max = 0.36, coverage_min = 0.6 }
+
+Sources. SDSS: `spec` files, lite or full, or plates (`spPlate` with `spZbest`), selected by a `specObj` or `spAll`
+catalogue. DESI: `coadd` or `spectra` files with `redrock`, by healpix or tile, by target class (`targets = ["LRG"]`)
+or catalogue. LAMOST: low resolution, as DR1, DR8 and DR10 lay it out. Tables: Parquet with a spectrum a row: flat,
+HATS or Multimodal Universe. `specutils`: whatever it reads, brought to one grid. A catalogue is narrowed by
+conditions: min, max, above, below, one_of, any_bits, no_bits, and `highest` with `limit`:
+
+    wanted.where = [{ column = "SN_MEDIAN_ALL", above = 4 }]
+
+A DESI `catalog` alone lends its redshifts; `wanted`, if only `wanted = {}`, limits the ingest to it. Wavelengths are
+vacuum: files that say otherwise, or do not say and could be either, are refused. Extinction is never taken as zero
+silently: survey files are refused until `ingest.prepare.dust` says how to correct it, if only `kind = "none"`.
+
+The recipe masks or patches sky lines, corrects Galactic extinction, shifts to the rest frame, rebins conserving flux
+and propagating variance, normalizes, sets a noise floor and cuts. What it takes over the whole sample
+(`ingest.prepare.sample`: mean spectrum, medians that fill gaps, wavelengths to drop, an S/N quantile) is computed
+once, frozen into the store, and applied to whatever is added later; another store takes it over by `sample.store`.
+Recipes of papers are presets: `distspec ingest pae ingest.source.kind=sdss ingest.source.path=spectra`.
+
+Files that appear later extend the store: run it again. Rows that are there are not touched, models stay, and
+`distspec score` scores what is new. A file that changed size is refused, an id that comes twice is set aside. A file
+that could not be read may be put right (or touched) and comes in with the next ingest; its old row stays, set aside.
+
+    distspec ingest sdss.toml --check    read the whole store and verify it
+    distspec ingest sdss.toml --mend     and take out what is damaged, so that
+                                         the next run makes it again
+
+The store may lie in a bucket: `ingest.store=s3://bucket/survey.zarr` (credentials from the environment; a bucket
+knows no lock, so run one ingest at a time). `[[ingest.values]]` joins tables of your own by id. A store belongs to
+its settings: with another recipe choose another `output`.
+
+In the code: the driver lists what there is (`row_plan.py`), lets workers count what must be opened, and hands out
+shards; each worker (`workers.py`) reads the pieces of its shard, prepares them and writes the shard whole. A file
+that cannot be read keeps its rows: they are set aside with the reason in the column `note`. When all rows are there,
+a second look settles what only all of them can tell (`finish.py`, `sample.py`).
 """
 
 import warnings
@@ -13,13 +59,15 @@ from pathlib import Path
 
 import numpy as np
 
+from distspec import sources
 from distspec.config import Experiment, differences, digest
 from distspec.errors import ConfigError, DistspecWarning, LayoutError, SourceError
 from distspec.prepare.recipe import Recipe
 from distspec.results.layout import ledger_path, recipe_digest, store_digest, store_identity, store_path
+from distspec.runtime.threads import one_thread
 from distspec.runtime.tracking import Run
 from distspec.runtime.workers import connect, dask_scheduler, map_shards, workers_of
-from distspec.sources import Piece, Source, open_source
+from distspec.sources import Piece, Source
 from distspec.spectra import Status, first_reasons
 from distspec.stages.ingest.finish import duplicate_rows, statistics_of
 from distspec.stages.ingest.ledger import write_ledger
@@ -27,9 +75,9 @@ from distspec.stages.ingest.row_plan import Rows, new_files, require_rows
 from distspec.stages.ingest.sample import check as check_sample
 from distspec.stages.ingest.section import section
 from distspec.stages.ingest.values import join_values, require_values
-from distspec.stages.ingest.workers import Counter, Ingester, Looker, counts_of
+from distspec.stages.ingest.workers import Counter, Finisher, Ingester, counts_of
 from distspec.stages.stage import Job, Products, Section, Stage, State
-from distspec.store import Fields, Inventory, SpectraStore, field_of
+from distspec.store import Fields, Inventory, SpectraStore, StoreSpec, field_of
 
 __all__ = ["IngestStage", "ingest"]
 
@@ -48,7 +96,7 @@ class IngestStage(Stage):
     def state(self, job: Job) -> State:
         """Count the shards that are written, and the files that the store does not know."""
         experiment, path = job.experiment, store_path(job.experiment)
-        source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
         if not SpectraStore.is_finished(path):
             files = len(source.files())
             return State(0, files, "files", "no store yet")
@@ -104,6 +152,7 @@ def _finished_store(experiment: Experiment) -> SpectraStore:
     return store
 
 
+@one_thread()
 def ingest(experiment: Experiment) -> SpectraStore:
     """Make, finish or extend the store of an experiment.
 
@@ -120,7 +169,7 @@ def ingest(experiment: Experiment) -> SpectraStore:
 
 
 def _ingest(experiment: Experiment) -> SpectraStore:
-    source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+    source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
     store = _known_store(experiment)
     try:
         listed = source.files()
@@ -179,8 +228,7 @@ def _create(experiment: Experiment, source: Source, inventory: Inventory) -> Spe
     settings = experiment.ingest
     recipe = Recipe(settings.prepare, source.grid)
     resolved = settings.model_dump(mode="json", exclude_none=True)
-    return SpectraStore.create(
-        store_path(experiment),
+    spec = StoreSpec(
         grid=recipe.grid,
         frame=settings.prepare.frame,
         rows=inventory.rows,
@@ -192,6 +240,7 @@ def _create(experiment: Experiment, source: Source, inventory: Inventory) -> Spe
         settings=resolved | {"identity": store_identity(experiment), "catalog": _catalog_stamp(experiment)},
         inventory=inventory,
     )
+    return SpectraStore.create(store_path(experiment), spec)
 
 
 def _catalog_stamp(experiment: Experiment) -> list[int]:
@@ -224,10 +273,10 @@ def _fill(experiment: Experiment, store: SpectraStore) -> None:
         items = [(shard, rows.pieces(*store.base.bounds(shard))) for shard in store.pending()]
         for _ in map_shards(Ingester, (experiment, store.path), items, settings, "ingest"):
             pass
-        source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
         missing = source.missing()
         try:
-            _second_look(experiment, store)
+            _finish(experiment, store)
         except ConfigError as error:
             # Why so few are left is what the user needs to know now.
             lines = write_ledger(store, missing, ledger_path(experiment))
@@ -238,24 +287,24 @@ def _fill(experiment: Experiment, store: SpectraStore) -> None:
         run.metrics({f"set_aside_{reason.lower()}": count for reason, count in first_reasons(status).items()})
         run.text(repr(store), "store.txt")
         # Last: until now a run that was killed does all of this again.
-        store.looked()
+        store.mark_finished()
 
 
-def _second_look(experiment: Experiment, store: SpectraStore) -> None:
+def _finish(experiment: Experiment, store: SpectraStore) -> None:
     duplicates = np.zeros(0, np.int64)
     if experiment.ingest.prepare.cuts.duplicates:
         duplicates = duplicate_rows(store)
     if not store.is_frozen:
         scheduler, parallel = dask_scheduler(), workers_of(experiment.runtime, store.shards)
         store.freeze(statistics_of(experiment, store, duplicates, scheduler, parallel))
-    if store.statistics is not None or duplicates.size or store.has_look:
-        pending = store.look().pending()
+    if store.statistics is not None or duplicates.size or store.has_sample_layer:
+        pending = store.sample_layer().pending()
         cuts = [store.base.bounds(shard) for shard in pending]
         items = [
             (shard, duplicates[np.searchsorted(duplicates, start) : np.searchsorted(duplicates, stop)])
             for shard, (start, stop) in zip(pending, cuts, strict=True)
         ]
-        for _ in map_shards(Looker, (store.path,), items, experiment.runtime, "look"):
+        for _ in map_shards(Finisher, (store.path,), items, experiment.runtime, "look"):
             pass
     store.reload()
 

@@ -1,9 +1,7 @@
-"""`distspec ingest`: survey files -> store.
+"""Work of `distspec ingest`, in workers: files counted; a shard read from the pieces of its files, prepared and written
+whole; and the second look at it, by what only all rows could tell.
 
-The driver lists what there is, lets workers count what must be opened, and hands out shards; each worker reads the
-pieces of its shard, prepares them and writes the shard whole. Files that are new since an earlier ingest become a
-further part of the store. A file that cannot be read keeps its rows: they are set aside with the reason in the column
-`note`. When all rows are there, a second look settles what only all of them can tell.
+A file that cannot be read keeps its rows: they are set aside with the reason in the column `note`.
 """
 
 from collections.abc import Iterator
@@ -13,14 +11,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from distspec import sources
 from distspec.config import Experiment
 from distspec.errors import ConfigError, SourceError
 from distspec.prepare.recipe import Recipe
-from distspec.sources import Piece, Source, open_source
+from distspec.sources import Piece, Source
 from distspec.spectra import Columns, Spectra, Status
 from distspec.store import SpectraStore
 
-__all__ = ["Looker"]
+__all__ = ["Counter", "Finisher", "Ingester", "counts_of"]
 
 _BATCH = 512
 """Spectra prepared at a time; bounds memory whatever the size of files and shards."""
@@ -41,7 +40,7 @@ class Counter:
     """Counts the wanted spectra of groups of files; lives in a worker."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self._source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        self._source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
 
     def __call__(self, names: list[str]) -> list[tuple[str, int]]:
         return counts_of(self._source, names)
@@ -51,7 +50,7 @@ class Ingester:
     """Reads, prepares and writes one shard; lives in a worker."""
 
     def __init__(self, experiment: Experiment, path: str) -> None:
-        self._source = open_source(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        self._source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
         self._recipe = Recipe(experiment.ingest.prepare, self._source.grid)
         self._store = SpectraStore.open(path, write=True)
         self._fields = {
@@ -147,12 +146,12 @@ class Ingester:
         return spectra, prepared
 
 
-class Looker:
-    """Takes the second look at one shard after the other; lives in a worker."""
+class Finisher:
+    """Marks and scales the rows of one shard by what all rows told; lives in a worker."""
 
     def __init__(self, path: str) -> None:
         self._store = SpectraStore.open(path, write=True)
-        self._look = self._store.look()
+        self._layer = self._store.sample_layer()
 
     def __call__(self, item: tuple[int, Int64[np.ndarray, "m"]]) -> int:
         """Write the marks and factors of a shard; the item gives the shard and its rows that are duplicates."""
@@ -166,5 +165,5 @@ class Looker:
         if statistics is not None:
             factor = statistics.factor(self._store.read(shard, frozen=False))
             status = statistics.status(self._store.base.read("columns/snr", start, stop), status, factor)
-        self._look.write(shard, {"status": (status & ~base).astype(np.int32), "factor": factor})
+        self._layer.write(shard, {"status": (status & ~base).astype(np.int32), "factor": factor})
         return shard

@@ -1,7 +1,5 @@
 """The ranked spectra: what the table says of each, and the cards of the first of them with their figures."""
 
-import csv
-import io
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,10 +9,11 @@ from jaxtyping import Float32, Int64
 
 from distspec.config import Simulate
 from distspec.detectors.neural.scores import ModelScores
-from distspec.results.ascents import Ways
-from distspec.results.explanations import Explained
+from distspec.files import csv_text
+from distspec.results.ascents import Ascents
+from distspec.results.explanations import Explanations
 from distspec.results.figures.spectrum import Shown, spectrum_figure, way_figure
-from distspec.results.lines import Diagnosed
+from distspec.results.lines import LineResults
 from distspec.results.scores import Scores, ranks, top_list
 from distspec.results.truth import has_truth, truth_windows
 from distspec.spectra.lines.changes import Change, changes
@@ -38,21 +37,21 @@ class Ranked:
     """
 
     rows: list[dict[str, Any]]
-    explained: Explained
-    ascents: Ways
+    explained: Explanations
+    ascents: Ascents
 
 
 def rank(job: Job) -> Ranked:
     """Rank the spectra of the list by the score that the settings name, and say what is known of each."""
     experiment, store, table, chosen = job.experiment, job.store, job.all_scores, job.experiment.report.score
-    explained, ascents = Explained(store, job.have.explanations, chosen), Ways(job.have.ascents)
+    explained, ascents = Explanations(store, job.have.explanations, chosen), Ascents(job.have.ascents)
     size = max(experiment.report.table, experiment.report.spectra, explained.longest)
     top = top_list(table, chosen, min(size, job.scored), job.distributions[chosen]).rows
     if experiment.explain.ids is not None and len(explained.rows):
         # Who names spectra wants to see these.
         top = explained.rows[np.argsort(-table.take(chosen, explained.rows), kind="stable")]
     rows = _ranked(store, table, chosen, top, explained, ascents)
-    lines = None if job.have.lines is None else Diagnosed(store, job.have.lines)
+    lines = None if job.have.lines is None else LineResults(store, job.have.lines)
     _tell_lines(store, lines, rows[: max(experiment.report.table, experiment.report.spectra)])
     return Ranked(rows, explained, ascents)
 
@@ -106,7 +105,12 @@ def _kind_of_class(job: Job) -> str:
 
 
 def _ranked(
-    store: SpectraStore, scores: Scores, chosen: str, rows: Int64[np.ndarray, "m"], explained: Explained, ways: Ways
+    store: SpectraStore,
+    scores: Scores,
+    chosen: str,
+    rows: Int64[np.ndarray, "m"],
+    explained: Explanations,
+    ways: Ascents,
 ) -> list[dict[str, Any]]:
     """Describe some rows; of equal scores those that come first have the smaller rank."""
     columns = {name: store.column(name, rows).tolist() for name in _COLUMNS}
@@ -160,7 +164,7 @@ def _deciding(scores: Scores, rows: Int64[np.ndarray, "m"]) -> list[list[tuple[s
     return found
 
 
-def _tell_lines(store: SpectraStore, diagnosed: Diagnosed | None, rows: list[dict[str, Any]]) -> None:
+def _tell_lines(store: SpectraStore, diagnosed: LineResults | None, rows: list[dict[str, Any]]) -> None:
     """Say in words what makes the spectra of the table odd, where they were explained and measured."""
     explained = [row for row in rows if row["explanations"]]
     if diagnosed is None or not explained:
@@ -208,8 +212,7 @@ def _shown(job: Job, rows: list[int], ranked: Ranked) -> list[Shown]:
 
 def ranked_csv(rows: list[dict[str, Any]], names: list[str], *, ways: bool, classes: bool) -> str:
     """Write the ranked table; text is quoted and numbers are not, so a reader can tell an id from a number."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    lines = []
     last = [
         "suggests",
         "explained_by",
@@ -222,7 +225,6 @@ def ranked_csv(rows: list[dict[str, Any]], names: list[str], *, ways: bool, clas
     ]
     more = ["likeliest_class", "class_probability"] if classes else []
     more += ["steps", "log_p_start", "log_p_end", "grows", "fades"] if ways else []
-    writer.writerow(["rank", "row", *_COLUMNS, *names, *more, *last])
     for row in rows:
         told: list[Any] = [row["diagnosis"] or "", *[""] * 6]
         if row["explanations"]:
@@ -233,8 +235,8 @@ def ranked_csv(rows: list[dict[str, Any]], names: list[str], *, ways: bool, clas
         values = [_short(row["scores"][name]) for name in names]
         best = [row["likeliest"][0], _short(row["likeliest"][1])] if classes else []
         along = _way_cells(row) if ways else []
-        writer.writerow([row["rank"], row["row"], *described, *values, *best, *along, *told, row["planted"] or ""])
-    return stream.getvalue()
+        lines.append([row["rank"], row["row"], *described, *values, *best, *along, *told, row["planted"] or ""])
+    return csv_text(("rank", "row", *_COLUMNS, *names, *more, *last), lines)
 
 
 def _way_cells(row: dict[str, Any]) -> list[Any]:
@@ -248,12 +250,8 @@ def _way_cells(row: dict[str, Any]) -> list[Any]:
 
 
 def _short(value: Any) -> Any:
-    """Write what was a float32 with a float32's digits, others with all of theirs; NaN becomes an empty cell."""
-    if value is None:
-        return ""
+    """Give what was a float32 as one, so that it is written with a float32's digits."""
     if not isinstance(value, float):
         return value
-    if not np.isfinite(value):
-        return ""
     single = np.float32(value)
-    return float(str(single)) if float(single) == value else value
+    return single if float(single) == value else value

@@ -1,11 +1,26 @@
 """`distspec report`: everything -> one self-contained HTML page, and the ranked table as CSV.
 
-The page holds its own code and loads nothing, so it can be kept and sent as one file. All text that comes from survey
-files is escaped, and ids are text everywhere: a browser's numbers cannot hold them.
+`report.html` shows what was run, every spectrum accounted for, the training, how scores are distributed, how far
+detectors agree, the top spectra with their reconstructions, weights and lines, groups that are odd for the same
+reason, and what was measured on planted anomalies: whatever of it there is. `anomalies.csv` is the ranked table: ids,
+catalogue columns, all scores, and for each spectrum the heaviest region and what the numbers suggest.
+
+    [report]
+    score = "density"    # ranks the spectra: -log p. Any score, also a
+                         # detector's name, rank_mean or rank_union
+    spectra = 12         # shown with figures
+    table = 100          # rows of the table
+
+Both files are written anew by every call, in seconds; each appears whole or not at all. The page holds its own code
+and loads nothing, so it can be kept and sent as one file. Cells of the CSV that a spreadsheet would take for a
+formula are made harmless; text is quoted and numbers are not, and ids are text everywhere: a browser's numbers cannot
+hold them.
+
+In the code: `page.py` asks every stage for its sections and puts them into the frame `page.html.jinja`; it knows no
+stage. The report's own sections are the cards of the ranked spectra (`cards.py`), the table, and how all of it is
+made again. All text that comes from survey files is escaped.
 """
 
-import os
-import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,8 +28,10 @@ from pathlib import Path
 
 from distspec import __version__
 from distspec.config import Tracking, dump
-from distspec.errors import CheckpointError, ConfigError, StoreError
+from distspec.errors import CheckpointError, ConfigError
+from distspec.files import write_file
 from distspec.results.layout import report_path, table_path
+from distspec.runtime.threads import one_thread
 from distspec.stages.report.cards import Ranked, cards_section, rank, ranked_csv, table_section
 from distspec.stages.report.page import page
 from distspec.stages.stage import Job, Products, Section, Stage, State
@@ -49,6 +66,7 @@ class ReportStage(Stage):
         return _sections(job, rank(job))
 
 
+@one_thread()
 def report(job: Job) -> Path:
     """Write the report and the ranked table of an experiment; each appears whole or not at all.
 
@@ -73,8 +91,8 @@ def report(job: Job) -> Path:
     classes = "posterior" in job.scores.fields
     ascents = job.have.ascents is not None
     table = ranked_csv(ranked.rows, job.all_scores.names, ways=ascents, classes=classes)
-    _write(table_path(job.experiment), table)
-    _write(report_path(job.experiment), text)
+    write_file(table_path(job.experiment), table)
+    write_file(report_path(job.experiment), text)
     return report_path(job.experiment)
 
 
@@ -107,19 +125,3 @@ def _require_fit(job: Job) -> None:
     checkpoint.require(job.store.grid, job.store.recipe)
     if scores.attributes.get("model") != checkpoint.sha256:
         raise CheckpointError(f"{scores.name} was not made by model {checkpoint.sha256[:12]}; score with this model")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that appears whole: under another name first, then renamed over the old one."""
-    partial = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; choose another output") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64
 from distspec.config import METRICS, RECONSTRUCTION, Simulate, metric_scores
 from distspec.detectors.neural.scores import DENSITY
 from distspec.results.figures.kit import COLORS, panel
-from distspec.results.scores import Scores, listed, overlap, spread, top_list
+from distspec.results.scores import Scores, linear_histogram, list_length, overlap, top_list
 from distspec.stages.score.census import take_census
 from distspec.stages.stage import Job, Section
 from distspec.statistics.summaries import Histogram
@@ -50,7 +50,7 @@ def _distribution(
     scores: Scores, histograms: dict[str, Histogram], scored: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Give the top lists' thresholds and overlap, and the figures of the distributions."""
-    size = listed(scored, _TOP)
+    size = list_length(scored, _TOP)
     tops = {name: top_list(scores, name, size, histogram) for name, histogram in histograms.items()}
     limits = {name: float(top.scores[-1]) if size else float("nan") for name, top in tops.items()}
     figures = {}
@@ -59,7 +59,7 @@ def _distribution(
             figures[f"score-{name}"] = score_figure(name, histogram, limits[name])
         else:
             title = f"{name} (−log p, nats)" if name == DENSITY else name
-            figures[f"score-{name}"] = linear_figure(title, *spread(scores, name, _BARS), limits[name])
+            figures[f"score-{name}"] = linear_figure(title, *linear_histogram(scores, name, _BARS), limits[name])
     return {"fraction": _TOP, "size": size, "overlap": overlap(tops).tolist()}, figures
 
 

@@ -1,6 +1,29 @@
 """`distspec score`: store and checkpoint -> a layer with latents and all reconstruction scores, and their summaries.
 
-One pass: each worker reads a shard, reconstructs it once, writes every score, and returns a summary that adds up.
+A score is one number a spectrum, higher = odder; NaN where a spectrum is set aside. All come from one pass of the
+model; those of residuals are defined as by Ortiz & Boquien:
+
+    mse        squared error: root of the sum of (reconstruction - flux)²
+    relative   the same, weighted by inverse flux
+    chi2       chi-squared per good pixel
+    density    -log p of the latents, where the model has a density
+
+`mse` and `relative` also come as `_filtered` (without windows around emission lines, `score.filter_velocity`),
+`_trimmed` (without the largest residuals, `score.trim_percentage`) and `_filtered_trimmed` (both). Ranks of one score
+can be compared; magnitudes cannot, between scores or between spectra of very different coverage. Two more metrics add
+eight scores each, with absolute residuals and with their power 0.33:
+
+    [score]
+    metrics = ["mad", "lp"]
+    top = 1000           # length of the top lists in the summary
+
+`score.checkpoint=FOLDER` scores with a model that was trained before, on spectra of the same recipe and grid.
+
+What is scored is not scored again. After a store has grown only new spectra are scored. Another model, or other
+settings of `score`, make another layer; the old one stays in the store.
+
+In the code: one pass; each worker (`workers.py`) reads a shard, reconstructs it once, writes every score, and returns
+a summary that adds up. The mathematics stands in `detectors/neural/reconstruction.py`.
 """
 
 from collections.abc import Iterator
@@ -16,6 +39,7 @@ from distspec.errors import ShardError
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import score_layer
 from distspec.results.scores import score_names
+from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_shards
 from distspec.spectra import first_reasons
 from distspec.stages.score.section import sections
@@ -61,6 +85,7 @@ class ScoreStage(Stage):
         yield from sections(job)
 
 
+@one_thread()
 def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -> Layer:
     """Score a store with a model, or finish doing so.
 

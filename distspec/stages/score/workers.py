@@ -1,6 +1,5 @@
-"""`distspec score`: store and checkpoint -> a layer with latents and all reconstruction scores, and their summaries.
-
-One pass: each worker reads a shard, reconstructs it once, writes every score, and returns a summary that adds up.
+"""Work of `distspec score`, in a worker: a shard read, reconstructed once, all its scores and latents written; and the
+summary of it, which adds up across shards.
 """
 
 from collections.abc import Mapping

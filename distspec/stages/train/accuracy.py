@@ -15,7 +15,7 @@ from torch import nn
 
 from distspec.models.autoencoders.convolutional import ConvolutionalAutoencoder
 from distspec.models.autoencoders.dense import TwoStage
-from distspec.models.build import within_reach
+from distspec.models.autoencoders.redshifted import within_reach
 from distspec.models.training.feed import Feed
 from distspec.models.training.group import Group
 from distspec.statistics.summaries import TABLE_ROWS

@@ -7,7 +7,7 @@ workers. The sliced flow merges sums over workers; the spline flow averages grad
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,14 +16,16 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor, nn
 
 from distspec.config import Density, Sliced, Spline
-from distspec.models.flows.components import find_components
+from distspec.models.autoencoders.dense import Progress
 from distspec.models.flows.density import Flow, Labelled, LatentDensity, classes_of, fit_classes
-from distspec.models.flows.sliced import Sample, fit_sliced
+from distspec.models.flows.sliced import Layers, Sample, fit_sliced
 from distspec.models.flows.sliced_flow import SlicedFlow
-from distspec.models.flows.spline_flow import SplineFlow
 from distspec.models.training.feed import Feed
 from distspec.models.training.group import Group
 from distspec.models.training.loop import Epoch, best_weights, fit, keep_state, newest_state
+
+if TYPE_CHECKING:
+    from distspec.models.flows.spline_flow import SplineFlow
 
 __all__ = ["PASSES", "Latents", "collect", "fit_density", "labels_of"]
 
@@ -123,6 +125,9 @@ def fit_density(
 
     relabel = settings.relabel and bool(settings.labels)
     if isinstance(settings, Sliced) and not settings.labels:
+        # Imported here, as the other flow is below: scikit-learn takes a second, and most trainings do without.
+        from distspec.models.flows.components import find_components
+
         first, held, count = find_components(
             training.values, validation.values, training.rows, settings.components, seed, group
         )
@@ -149,13 +154,13 @@ def _fit_sliced(
     group: Group,
     on_epoch: Callable[[Epoch], None],
 ) -> tuple[SlicedFlow, list[Epoch]]:
-    start = None
+    begun = None
     folder, history = newest_state(state)
     if folder is not None:
         tensors = best_weights(state, "flow")
         start = SlicedFlow(**_shape(tensors))
         start.load_state_dict(tensors)
-        start.to(training.values.device)
+        begun = Layers(start.to(training.values.device), history)
     done = list(history)
 
     newest: list[SlicedFlow] = []
@@ -172,7 +177,7 @@ def _fit_sliced(
             keep_state(state, len(done) - 1, {"flow": newest[0].state_dict()}, done)
 
     first, held = (Sample(part.values, part.labels, part.rows, None) for part in (training, validation))
-    flow = fit_sliced(settings, first, held, classes, seed, group, start, history, kept)
+    flow = fit_sliced(settings, first, held, classes, seed, group, begun, kept)
     if newest and len(done) % _KEPT:
         keep()
     return flow, done
@@ -206,13 +211,13 @@ class _Batches:
 
 
 class _NegativeLogLikelihood(nn.Module):
-    """The loss of a flow, as `training.fit` wants it."""
+    """The loss of a flow, as `loop.fit` wants it."""
 
-    def __init__(self, flow: SplineFlow) -> None:
+    def __init__(self, flow: "SplineFlow") -> None:
         super().__init__()
         self.flow = flow
 
-    def forward(self, values: Tensor, labels: Tensor, epoch: int, epochs: int) -> tuple[Tensor, Tensor]:
+    def forward(self, values: Tensor, labels: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
         """Give (sum of -log p, number) of a batch."""
         if not len(values):
             # A worker whose share is empty has part in every step all the same, with gradients of zero.
@@ -230,7 +235,9 @@ def _fit_spline(
     seed: int,
     group: Group,
     on_epoch: Callable[[Epoch], None],
-) -> tuple[SplineFlow, list[Epoch]]:
+) -> tuple["SplineFlow", list[Epoch]]:
+    from distspec.models.flows.spline_flow import SplineFlow
+
     values = training.values.double()
     torch.manual_seed(seed)
     flow = SplineFlow(settings, values.shape[1], classes).to(values.device)
@@ -240,8 +247,7 @@ def _fit_spline(
     flow.settle(mean, group.sum(spread.T @ spread) / (count - 1).clamp_min(1))
     feed = _Batches(training, validation, settings.fit.batch, seed, group)
     objective = _NegativeLogLikelihood(flow)
-    device = values.device
-    epochs = fit(flow, objective, feed, settings.fit, state, seed, device, on_epoch, "train.density.fit")
+    epochs = fit(flow, objective, feed, settings.fit, state, seed, on_epoch, "train.density.fit")
     return flow.eval(), epochs
 
 

@@ -1,9 +1,47 @@
 """`distspec train`: store -> checkpoint and registered model.
 
-Up to three fits follow each other in one group of Ray Train workers: an autoencoder; with `train.second` another one on
-what the first makes of the spectra; with `train.density` the density of the latents. Each keeps its state, so that a
-training that was killed goes on and ends with the same weights. Curves reach MLflow while it runs, from the driver
-alone, which follows these states.
+It trains an autoencoder on the spectra of the store that are not set aside, but for `train.validation` of them, and
+prints the table of errors of Sharma et al. for these. By `train.model.kind`:
+
+    dense          hidden layers and their mirror, masked chi-squared
+                   (Böhm et al.)
+    convolutional  convolutions and pooling, spectra scaled to [0, 1], squared
+                   error (Sharma et al.)
+    variational    InfoVAE, KL and MMD terms; scored from the mean
+                   (Ortiz & Boquien)
+    redshifted     attention encoder, rest-frame decoder moved to each
+                   redshift; observed frame (spender, Melchior et al.)
+
+Settings that one would change first:
+
+    [train]
+    epochs = 80
+    model = { kind = "dense", hidden = [590, 100], latents = 10 }
+    workers = 4          # processes, or GPUs with gpu = true
+
+    [train.second]       # another network, on what the first one makes of the
+    epochs = 40          # spectra: denoised, gaps filled
+
+    [train.density]      # -log p of the latents: the score `density`
+    labels = ["class", "subclass"]
+
+With `[train.density]` every spectrum also gets the probability of each class. The density is a sliced flow (`kind =
+"sliced"`: no gradient descent, merged over workers) or a neural spline flow (`"spline"`). `labels` conditions it on
+the catalogue's classes, which are corrected once by what is likeliest; without labels the sliced flow parts the
+latents into groups.
+
+`train.workers` spreads all of it over processes or GPUs; `precision = "bfloat16"` multiplies in 16 bits where that is
+safe. Spectra that fit in `train.cache_gb` are held in memory or on the GPU, others are streamed and mixed, in the
+same order. A training that is killed, or loses a worker, goes on and ends with the same weights; a loss that is not
+finite ends it, and nothing is registered.
+
+The checkpoint lies in `models/<digest>` of the output. The model goes to MLflow with its signature, tags that name
+the store, and the aliases `newest` and `best`. Settings that were trained already are not trained again; another
+setting makes another checkpoint beside it. `score.checkpoint=FOLDER` takes a finished one, and nothing is trained.
+
+In the code: up to three fits follow each other in one group of Ray Train workers (`workers.py`): an autoencoder, the
+second one, the density (`density.py`). Each keeps its state, from which a training that was killed goes on. Curves
+reach MLflow while it runs, from the driver alone, which follows these states.
 """
 
 import shutil
@@ -19,9 +57,10 @@ import torch
 from jaxtyping import Float32
 from matplotlib.figure import Figure
 
+from distspec import models
 from distspec.config import Experiment, Train
 from distspec.errors import ConfigError, DistspecError, ShardError
-from distspec.models.build import build_autoencoder, within_reach
+from distspec.models.autoencoders.redshifted import within_reach
 from distspec.models.checkpoint import Checkpoint
 from distspec.models.flows.density import classes_of
 from distspec.models.training.feed import Feed
@@ -35,7 +74,7 @@ from distspec.stages.stage import Job as StageJob
 from distspec.stages.stage import Products, Section, Stage, State, stage_run
 from distspec.stages.train.accuracy import as_text
 from distspec.stages.train.section import sections
-from distspec.stages.train.workers import Job, phases_of, train_loop
+from distspec.stages.train.workers import Job, phases_of, train_loop, train_loop_of_worker
 from distspec.store import SpectraStore
 
 __all__ = ["TrainStage", "train"]
@@ -112,7 +151,7 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
     _require_columns(settings, store)
     _require_redshifts(settings, store)
     with torch.device("meta"):
-        build_autoencoder(settings.model, store.grid)  # what does not fit the grid is refused before Ray starts
+        models.build(settings.model, store.grid)  # what does not fit the grid is refused before Ray starts
     lineage = {"store": store.digest, "recipe": store.recipe}
     with stage_run(experiment, store, "train", folder.name, lineage, settings.workers) as run:
         state = Path(experiment.output) / "training" / folder.name
@@ -176,7 +215,7 @@ def _work(experiment: Experiment, store: SpectraStore, state: Path, run: Run) ->
     follower = threading.Thread(target=_follow, args=(state, settings, run, done), daemon=True)
     follower.start()
     trainer = ray.train.torch.TorchTrainer(
-        train_loop,
+        train_loop_of_worker if settings.workers else train_loop,
         train_loop_config={"job": Job(store.address, str(state.resolve()), settings, experiment.seed)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,

@@ -1,9 +1,8 @@
-"""`distspec train`: store -> checkpoint and registered model.
+"""What a worker of `distspec train` does: up to three fits, one after the other.
 
-Up to three fits follow each other in one group of Ray Train workers: an autoencoder; with `train.second` another one on
-what the first makes of the spectra; with `train.density` the density of the latents. Each keeps its state, so that a
-training that was killed goes on and ends with the same weights. Curves reach MLflow while it runs, from the driver
-alone, which follows these states.
+An autoencoder; with `train.second` another one on what the first makes of the spectra; with `train.density` the density
+of the latents. Each keeps its state, so that a training that was killed goes on and ends with the same weights. Nothing
+here writes to MLflow: the driver follows the states.
 """
 
 from dataclasses import dataclass
@@ -15,13 +14,14 @@ import ray.train.torch
 import torch
 from torch import nn
 
+from distspec import models
 from distspec.config import Sliced, Train
 from distspec.models.autoencoders.dense import TwoStage
-from distspec.models.build import build_autoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.models.training.feed import Feed
 from distspec.models.training.group import Alone, Group, Together
 from distspec.models.training.loop import Epoch, Reconstruction, fit
+from distspec.runtime.threads import one_thread
 from distspec.stages.train.accuracy import measure
 from distspec.stages.train.density import PASSES, collect, fit_density, labels_of
 
@@ -98,6 +98,12 @@ def train_loop(config: dict[str, Any]) -> None:
     ray.train.report({"done": 1.0})
 
 
+@one_thread()
+def train_loop_of_worker(config: dict[str, Any]) -> None:
+    """Do all fits in a worker, which has one core; the driver, which trains alone, has all."""
+    train_loop(config)
+
+
 def _report(epoch: Epoch) -> None:
     ray.train.report(dict(epoch))
 
@@ -106,17 +112,17 @@ def _autoencoder(job: Job, feed: Feed, device: torch.device, phases: dict[str, l
     """Fit the autoencoder, and the second one behind it if the settings ask for it."""
     settings, state = job.settings, Path(job.state)
     torch.manual_seed(job.random)
-    first = build_autoencoder(settings.model, feed.store.grid).to(device)
+    first = models.build(settings.model, feed.store.grid).to(device)
     first.settle(feed.mean().to(device))  # type: ignore[operator]
     objective = Reconstruction(first, settings.loss)
-    phases["first"] = fit(first, objective, feed, settings, state / "first", job.random, device, _report)
+    phases["first"] = fit(first, objective, feed, settings, state / "first", job.random, _report)
     if settings.second is None:
         return first
-    second = build_autoencoder(settings.model, feed.store.grid).to(device)
+    second = models.build(settings.model, feed.store.grid).to(device)
     second.load_state_dict(first.state_dict())
     model = TwoStage(first.requires_grad_(False).eval(), second)
     objective = Reconstruction(second, "mse", model)
     again = feed.with_batch(settings.second.batch)
     where, section = state / "second", "train.second"
-    phases["second"] = fit(second, objective, again, settings.second, where, job.random, device, _report, section)
+    phases["second"] = fit(second, objective, again, settings.second, where, job.random, _report, section)
     return model

@@ -1,8 +1,32 @@
 """`distspec tune`: store -> settings that train well.
 
-Ray Tune runs the trials, Optuna proposes them, and successive halving ends the hopeless ones early. All that is known
-of a study is Optuna's journal (`study.py`): a study that was killed goes on from it, and every unfinished trial
-from its last epoch. What Ray itself keeps is never read again.
+It tries settings of `train` in many short trainings and writes the best as `tuned.toml` beside the store. `distspec
+run` leaves it out; afterwards go on with what it found:
+
+    distspec tune sdss.toml
+    distspec run sdss-run/tuned.toml
+
+It searches depth, units, latents (channels of the convolutional kind), dropout, learning rates, decay, optimizer and
+batch in the ranges of Böhm et al. A range of equal ends fixes a value, `false` leaves that of `train`:
+
+    [tune]
+    trials = 50          # the paper took about 1,500
+    epochs = 10          # of a trial, at most
+    spectra = 40_000     # of a trial, at most
+    latents = [10, 10]
+    optimizer = false
+
+A trial trains the experiment's own kind of model. Its loss is the smallest validation loss of its epochs, over the
+same spectra in every trial; hopeless trials are stopped early (`grace_epochs`, `reduction`). `concurrent` trials run
+at a time, each on a core, or on a GPU with `train.gpu`. Each is a nested run in MLflow. The line `tuned` tells the
+smallest loss and its trial, the line `trials` the table of all of them.
+
+The same command goes on after an interruption, and with a larger `tune.trials` it adds trials. Other ranges, or
+another store, begin another search.
+
+In the code: Ray Tune runs the trials, Optuna proposes them from `space.py`, and successive halving ends the hopeless
+ones. All that is known of a search is Optuna's journal (`study.py`): a search that was killed goes on from it, and
+every unfinished trial from its last epoch. What Ray itself keeps is never read again.
 """
 
 import logging
@@ -27,9 +51,10 @@ import torch
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from distspec import models
 from distspec.config import Experiment, Train, dump
 from distspec.errors import ConfigError, ShardError
-from distspec.models.build import build_autoencoder
+from distspec.files import write_file
 from distspec.models.training.feed import Feed
 from distspec.results.layout import tuned_path, tuning_folder
 from distspec.runtime.progress import progress
@@ -107,7 +132,7 @@ def _plan(experiment: Experiment, store: SpectraStore) -> _Plan:
     space = Space(settings, base, store.grid.pixels, int(feed.training.sum()))
     least = space(Least())
     with torch.device("meta"):
-        build_autoencoder(least.model, store.grid)  # what does not fit the grid is refused before Ray starts
+        models.build(least.model, store.grid)  # what does not fit the grid is refused before Ray starts
     folder = tuning_folder(experiment, least, store.digest)
     return _Plan(space, base, folder)
 
@@ -158,9 +183,7 @@ def _replace(path: Path, content: str) -> None:
     """Write a file whole, unless it holds this already."""
     if _is(path, content):
         return
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(content, "utf-8")
-    os.replace(partial, path)
+    write_file(path, content)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 A trial that did not come to its end, because the driver or its worker was killed, is begun again under its old number.
 """
 
-import csv
-import io
 import math
 import os
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from distspec.errors import ConfigError
+from distspec.files import csv_text
 
 __all__ = ["NAME", "Ended", "Study", "number_of"]
 
@@ -123,13 +122,11 @@ class Study:
         """Write all trials that have ended as CSV: number, state, loss, epochs, parameters."""
         ended = self.ended()
         names = sorted({name for trial in ended for name in trial.params})
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["trial", "state", "validation_loss", "epochs", *names])
+        rows = []
         for trial in ended:
             told = ["failed", ""] if trial.failed else ["finished", trial.loss]
-            writer.writerow([trial.number, *told, len(trial.losses), *(trial.params.get(name, "") for name in names)])
-        return text.getvalue()
+            rows.append([trial.number, *told, len(trial.losses), *(trial.params.get(name, "") for name in names)])
+        return csv_text(("trial", "state", "validation_loss", "epochs", *names), rows, quoted=False)
 
 
 def _ended(trial: FrozenTrial) -> Ended:

@@ -1,8 +1,6 @@
-"""`distspec tune`: store -> settings that train well.
+"""What a worker of `distspec tune` does: it trains with the settings of one trial and reports every epoch.
 
-Ray Tune runs the trials, Optuna proposes them, and successive halving ends the hopeless ones early. All that is known
-of a study is Optuna's journal (`study.py`): a study that was killed goes on from it, and every unfinished trial
-from its last epoch. What Ray itself keeps is never read again.
+A trial that was killed goes on from its last epoch. The spectra are opened once for all trials of a worker.
 """
 
 import math
@@ -17,11 +15,12 @@ import ray.tune
 import torch
 from torch import Tensor
 
+from distspec import models
 from distspec.config import Train
 from distspec.errors import ConfigError, DistspecError
-from distspec.models.build import build_autoencoder
 from distspec.models.training.feed import Feed
 from distspec.models.training.loop import Epoch, Reconstruction, fit, newest_state
+from distspec.runtime.threads import one_thread
 from distspec.store import limit_threads
 
 _WORST = 1e300
@@ -47,9 +46,9 @@ class Job:
     limit: int | None
 
 
+@one_thread()
 def run_trial(config: dict[str, Any], job: Job) -> None:
     """Train with a trial's settings and report every epoch; a failure is a result too, so that the search learns."""
-    torch.set_num_threads(1)
     limit_threads(1)
     best = math.inf
 
@@ -72,12 +71,12 @@ def run_trial(config: dict[str, Any], job: Job) -> None:
 def _fit(settings: Train, job: Job, state: Path, report: Callable[[Epoch], None]) -> None:
     feed, mean = _spectra(job)
     torch.manual_seed(job.seed)
-    model = build_autoencoder(settings.model, feed.store.grid).to(feed.device)
+    model = models.build(settings.model, feed.store.grid).to(feed.device)
     model.settle(mean.to(feed.device))  # type: ignore[operator]
     for epoch in newest_state(state)[1]:
         report(epoch)
     objective = Reconstruction(model, settings.loss)
-    fit(model, objective, feed.with_batch(settings.batch), settings, state, job.seed, feed.device, report, "tune")
+    fit(model, objective, feed.with_batch(settings.batch), settings, state, job.seed, report, "tune")
 
 
 @lru_cache(maxsize=1)

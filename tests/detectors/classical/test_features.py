@@ -11,6 +11,8 @@ from distspec.detectors.classical.features import LARGEST, Features, seen
 from distspec.errors import ConfigError
 from distspec.spectra import Spectra, WaveGrid
 
+pytestmark = pytest.mark.numeric
+
 GARBAGE = np.array([np.nan, np.inf, -np.inf, 1e30, 7.0], np.float32)
 
 

@@ -13,6 +13,8 @@ from distspec.detectors.classical.principal_components import Components
 from distspec.errors import ConfigError, LayoutError
 from distspec.spectra import Spectra, WaveGrid
 
+pytestmark = pytest.mark.numeric
+
 GRID = WaveGrid.between("log", 3600.0, 7200.0, 200)
 SETTINGS = Fisher(components=4, gaussians=3)
 

@@ -20,6 +20,8 @@ from distspec.detectors.classical.trees import Trees
 from distspec.errors import ConfigError, LayoutError
 from distspec.spectra import Spectra, WaveGrid
 
+pytestmark = pytest.mark.numeric
+
 PIXELS = 24
 GRID = WaveGrid.between("log", 3600.0, 7200.0, PIXELS)
 

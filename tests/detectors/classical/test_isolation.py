@@ -17,6 +17,8 @@ from distspec.detectors.classical.trees import Trees
 from distspec.errors import ConfigError, LayoutError
 from distspec.spectra import Spectra, WaveGrid
 
+pytestmark = pytest.mark.numeric
+
 PIXELS = 20
 GRID = WaveGrid.between("linear", 4000.0, 5000.0, PIXELS)
 

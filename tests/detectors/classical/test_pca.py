@@ -17,6 +17,8 @@ from distspec.detectors.classical.regions import MENU, Rarity, Regions
 from distspec.errors import ConfigError, LayoutError
 from distspec.spectra import Spectra, WaveGrid
 
+pytestmark = pytest.mark.numeric
+
 GRID = WaveGrid.between("log", 3600.0, 7200.0, 300)
 FIT = [Pca(components=3), Pca(components=3, fit="local"), Pca(components=3, weight="none")]
 

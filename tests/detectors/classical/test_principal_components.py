@@ -11,6 +11,8 @@ from sklearn.decomposition import PCA
 from distspec.detectors.classical.principal_components import CoMoments, Components, Origin
 from distspec.spectra import Spectra, WaveGrid
 
+pytestmark = pytest.mark.numeric
+
 
 def batch(flux: np.ndarray, good: np.ndarray | None = None) -> Spectra:
     flux = flux.astype(np.float32)

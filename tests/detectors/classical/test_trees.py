@@ -11,6 +11,8 @@ from sklearn.ensemble import ExtraTreesRegressor, IsolationForest, RandomForestC
 from distspec.detectors import Arrays
 from distspec.detectors.classical.trees import Trees, float32_below
 
+pytestmark = pytest.mark.numeric
+
 FEATURES = 6
 LARGEST = float(np.finfo(np.float32).max)
 

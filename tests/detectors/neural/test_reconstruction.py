@@ -17,6 +17,8 @@ from distspec.models.checkpoint import Checkpoint
 from distspec.spectra import Spectra, WaveGrid
 from distspec.spectra.lines.wavelengths import EMISSION, near_lines
 
+pytestmark = pytest.mark.numeric
+
 ROUNDING = 2e-6
 """A row's place in a batch changes the order in which matrix products add; this much the scores may then differ."""
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from distspec import models
 from distspec.config import Architecture, Convolutional, Dense, Redshifted, Score, Variational
 from distspec.detectors.neural.scores import ModelScores
-from distspec.models.build import build_autoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.spectra import Spectra, WaveGrid
 from tests.conftest import make_spectra
@@ -31,7 +31,7 @@ def test_a_spectrums_own_latents_decode_to_its_reconstruction(
     settings: Architecture, two_stage: bool, rng: np.random.Generator
 ) -> None:
     torch.manual_seed(1)
-    model = build_autoencoder(settings, GRID, two_stage=two_stage)
+    model = models.build(settings, GRID, two_stage=two_stage)
     plain = make_spectra(rng, GRID, 6)
     redshift = np.linspace(0.0, 0.3, 6) if settings.kind == "redshifted" else None
     spectra = Spectra(plain.rows, 7.0 * plain.flux, plain.ivar, GRID, redshift)
@@ -45,7 +45,7 @@ def test_a_spectrums_own_latents_decode_to_its_reconstruction(
 def test_pixels_beyond_the_reach_of_a_rest_frame_model_are_not_judged(rng: np.random.Generator) -> None:
     torch.manual_seed(1)
     settings = Redshifted(hidden=(16,), latents=3, z_max=0.2)
-    model = build_autoencoder(settings, GRID).eval()
+    model = models.build(settings, GRID).eval()
     plain = make_spectra(rng, GRID, 4)
     spectra = Spectra(plain.rows, plain.flux, plain.ivar, GRID, np.array([0.1, 0.2, 0.3, 0.5]))
     scores = ModelScores(Checkpoint(model, settings, GRID, "recipe"), Score())

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from distspec.config import Convolutional
 from distspec.errors import ConfigError
 from distspec.models.autoencoders.convolutional import ConvolutionalAutoencoder
+from distspec.models.autoencoders.dense import Batch
 from distspec.spectra import WaveGrid
+
+pytestmark = pytest.mark.numeric
 
 GRID = WaveGrid("linear", 4000.0, 5.0, 640)
 SMALL = WaveGrid("linear", 4000.0, 50.0, 64)
@@ -125,7 +128,7 @@ def test_any_constant_spectrum_has_a_defined_scaling(scaling: str, level: float)
     scaled, factor, _ = model.scaled(flux, ivar)
     assert torch.isfinite(scaled).all()
     assert (factor > 0).all()
-    for values in (*model(flux, ivar), *model.loss(flux, ivar, kind="mse"), *model.loss(flux, ivar)):
+    for values in (*model(flux, ivar), *model.loss(Batch(flux, ivar), kind="mse"), *model.loss(Batch(flux, ivar))):
         assert torch.isfinite(values).all()
 
 
@@ -161,7 +164,7 @@ def test_a_masked_pixel_has_no_influence(scaling: str, garbage: float, batch: tu
     found = []
     for values in (flux, other):
         model.zero_grad()
-        totals = [model.loss(values, ivar, kind=kind)[0] for kind in ("mse", "chi2")]
+        totals = [model.loss(Batch(values, ivar), kind=kind)[0] for kind in ("mse", "chi2")]
         sum(totals).backward()
         gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
         found.append([*model(values, ivar), *totals, gradients])
@@ -184,19 +187,19 @@ def test_a_masked_pixel_enters_as_the_mean_spectrum_scaled_by_the_same_rule() ->
 def test_the_squared_error_is_in_scaled_units(batch: tuple[Tensor, Tensor]) -> None:
     flux, ivar = batch
     model = make()
-    total, count = model.loss(flux, ivar, kind="mse")
+    total, count = model.loss(Batch(flux, ivar), kind="mse")
     scaled, _, _ = model.scaled(flux, ivar)
     good = ivar > 0
     expected = ((scaled - model.decode(model.encode(flux, ivar))) ** 2)[good]
     torch.testing.assert_close(total, expected.sum())
     assert count == good.sum()
-    torch.testing.assert_close(model.loss(9 * flux, ivar, kind="mse")[0], total)
+    torch.testing.assert_close(model.loss(Batch(9 * flux, ivar), kind="mse")[0], total)
 
 
 def test_chi2_is_in_units_of_sigma(batch: tuple[Tensor, Tensor]) -> None:
     flux, ivar = batch
     model = make()
-    total, count = model.loss(flux, ivar, kind="chi2")
+    total, count = model.loss(Batch(flux, ivar), kind="chi2")
     torch.testing.assert_close(total, ((flux - model(flux, ivar)[0]).square() * ivar).sum())
     assert count == (ivar > 0).sum()
 
@@ -204,8 +207,8 @@ def test_chi2_is_in_units_of_sigma(batch: tuple[Tensor, Tensor]) -> None:
 @pytest.mark.parametrize("kind", ["mse", "chi2"])
 def test_the_loss_adds_up_over_batches(kind: Any, batch: tuple[Tensor, Tensor]) -> None:
     model = make()
-    whole = model.loss(*batch, kind=kind)
-    parts = [model.loss(*(values[s] for values in batch), kind=kind) for s in (slice(0, 5), slice(5, None))]
+    whole = model.loss(Batch(*batch), kind=kind)
+    parts = [model.loss(Batch(*(values[s] for values in batch)), kind=kind) for s in (slice(0, 5), slice(5, None))]
     torch.testing.assert_close(parts[0][0] + parts[1][0], whole[0])
     assert parts[0][1] + parts[1][1] == whole[1]
 
@@ -219,7 +222,7 @@ def test_the_network_learns_a_few_smooth_spectra() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(150):
         optimizer.zero_grad()
-        total, count = model.loss(flux, ivar, kind="mse")
+        total, count = model.loss(Batch(flux, ivar), kind="mse")
         (total / count).backward()
         optimizer.step()
     assert (total / count).sqrt() < 0.05
@@ -231,7 +234,7 @@ def test_the_model_runs_in_16_bits(batch: tuple[Tensor, Tensor], device: str) ->
     expected = model(flux, ivar)[0]
     with torch.autocast(device, dtype=torch.bfloat16):
         found = model(flux, ivar)
-        total, _ = model.loss(flux, ivar)
+        total, _ = model.loss(Batch(flux, ivar))
         total.backward()
     assert found[0].dtype == found[1].dtype == total.dtype == torch.float32
     torch.testing.assert_close(found[0], expected, rtol=0.05, atol=0.02)

@@ -20,6 +20,8 @@ from distspec.models.training.feed import Feed
 from distspec.spectra import Spectra, WaveGrid
 from distspec.store import SpectraStore
 
+pytestmark = pytest.mark.numeric
+
 
 def grid_of(pixels: int) -> WaveGrid:
     return WaveGrid("linear", 4000.0, 1.0, pixels)

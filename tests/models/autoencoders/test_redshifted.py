@@ -12,9 +12,12 @@ from torch import Tensor
 from distspec.config import Redshifted
 from distspec.errors import CheckpointError, ConfigError
 from distspec.models.autoencoders import redshifted_losses
+from distspec.models.autoencoders.dense import Batch, Progress
 from distspec.models.autoencoders.redshifted import RedshiftedAutoencoder, load_spender
 from distspec.models.autoencoders.redshifted_losses import annealed, augmented, consistency, interpolated, similarity
 from distspec.spectra import WaveGrid
+
+pytestmark = pytest.mark.numeric
 
 SDSS = WaveGrid("log", 10**3.578, 1e-4, 3921)
 BOSS = WaveGrid("log", 10**3.549, 1e-4, 4686)
@@ -115,7 +118,7 @@ def test_a_missing_redshift_is_refused(batch: tuple[Tensor, Tensor, Tensor]) -> 
     flux, ivar, _ = batch
     model = make()
     latents = model.encode(flux, ivar)
-    for call in (lambda: model(flux, ivar), lambda: model.decode(latents), lambda: model.loss(flux, ivar)):
+    for call in (lambda: model(flux, ivar), lambda: model.decode(latents), lambda: model.loss(Batch(flux, ivar))):
         with pytest.raises(ValueError, match="redshift of each spectrum"):
             call()
 
@@ -163,8 +166,8 @@ def test_a_redshift_out_of_reach_gives_no_model_and_no_weight(
     where = torch.full((6,), redshift)
     assert not model.covers(where).any()
     assert (model(flux, ivar, where)[0] == 0).all()
-    assert model.eval().loss(flux, ivar, where)[0] == 0
-    total, _ = model.train().loss(flux, ivar, where, epoch=5, epochs=20)
+    assert model.eval().loss(Batch(flux, ivar, where))[0] == 0
+    total, _ = model.train().loss(Batch(flux, ivar, where), progress=Progress(5, 20))
     total.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
@@ -196,7 +199,10 @@ def test_a_masked_pixel_has_no_influence(
     for values in (flux, torch.where(ivar > 0, flux, garbage)):
         model.zero_grad()
         torch.manual_seed(7)
-        totals = [model.loss(values, ivar, redshift, kind=kind, epoch=9, epochs=40)[0] for kind in ("mse", "chi2")]
+        totals = [
+            model.loss(Batch(values, ivar, redshift), kind=kind, progress=Progress(9, 40))[0]
+            for kind in ("mse", "chi2")
+        ]
         sum(totals).backward()
         gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
         found.append([*model(values, ivar, redshift), *totals, gradients])
@@ -225,7 +231,7 @@ def test_the_fidelity_of_a_perfect_model_is_half_the_share_of_good_pixels(rng: n
     ivar = torch.from_numpy(sigma**-2).float()
     ivar[:, rng.random(3921) < 660 / 3921] = 0
     with torch.no_grad():
-        total, spectra = model.loss(flux, ivar, torch.linspace(0, 0.5, count))
+        total, spectra = model.loss(Batch(flux, ivar, torch.linspace(0, 0.5, count)))
     assert spectra == count
     valid = (ivar > 0).sum().item()
     expected = 0.5 * valid / (count * 3921)
@@ -240,8 +246,8 @@ def test_pixels_out_of_reach_have_no_weight() -> None:
     redshift = torch.tensor([0.6], dtype=torch.float64)
     reached = model.covers(redshift).sum().item()
     assert 0 < reached < 120
-    assert model.loss(flux, ivar, redshift)[0].item() == pytest.approx(0.5 * reached * 2 * 4 / 120)
-    assert model.loss(flux, ivar, redshift, kind="mse")[0].item() == pytest.approx(0.5 * reached * 4 / 120)
+    assert model.loss(Batch(flux, ivar, redshift))[0].item() == pytest.approx(0.5 * reached * 2 * 4 / 120)
+    assert model.loss(Batch(flux, ivar, redshift), kind="mse")[0].item() == pytest.approx(0.5 * reached * 4 / 120)
 
 
 def naive_similarity(latents: Tensor, rest: Tensor, wave: Tensor, k: float, amplitude: float, width: float) -> Tensor:
@@ -323,19 +329,19 @@ def test_the_slope_follows_the_public_schedule() -> None:
 
 def test_the_other_losses_are_for_training_alone(batch: tuple[Tensor, Tensor, Tensor]) -> None:
     model = make()
-    fidelity = model.loss(*batch, epoch=9, epochs=40)[0]
-    assert torch.equal(model.loss(*batch, epoch=9, epochs=40)[0], fidelity)
+    fidelity = model.loss(Batch(*batch), progress=Progress(9, 40))[0]
+    assert torch.equal(model.loss(Batch(*batch), progress=Progress(9, 40))[0], fidelity)
     plain = make(similarity=False, consistency=False).train()
-    assert torch.equal(plain.loss(*batch, epoch=9, epochs=40)[0], fidelity)
+    assert torch.equal(plain.loss(Batch(*batch), progress=Progress(9, 40))[0], fidelity)
     parts = {}
     for name in ("similarity", "consistency"):
         only = make(**{"similarity": False, "consistency": False, name: True}).train()
         torch.manual_seed(5)
-        parts[name] = only.loss(*batch, epoch=9, epochs=40)[0] - fidelity
+        parts[name] = only.loss(Batch(*batch), progress=Progress(9, 40))[0] - fidelity
         assert parts[name] > 0
     model.train()
     torch.manual_seed(5)
-    whole = model.loss(*batch, epoch=9, epochs=40)
+    whole = model.loss(Batch(*batch), progress=Progress(9, 40))
     torch.testing.assert_close(whole[0], fidelity + sum(parts.values()))
     assert whole[1] == 6
 
@@ -343,7 +349,7 @@ def test_the_other_losses_are_for_training_alone(batch: tuple[Tensor, Tensor, Te
 def test_gradients_reach_every_weight(batch: tuple[Tensor, Tensor, Tensor]) -> None:
     # A bias before a normalisation has no effect, so its gradient is rounding alone: it is there, and finite.
     model = make().train()
-    model.loss(*batch, epoch=9, epochs=40)[0].backward()
+    model.loss(Batch(*batch), progress=Progress(9, 40))[0].backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -410,15 +416,15 @@ def test_the_network_learns_spectra_at_their_redshifts() -> None:
     flux = (1 + strength * line(4100.0) + (1 - strength) * line(4400.0)).float()
     ivar = torch.full_like(flux, 100.0)
     model = make(z_max=0.3, latents=2)
-    before = model.loss(flux, ivar, redshift)[0].item()
+    before = model.loss(Batch(flux, ivar, redshift))[0].item()
     optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-2)
     for epoch in range(30):
         optimizer.zero_grad()
-        total, count = model.loss(flux, ivar, redshift, epoch=epoch, epochs=30)
+        total, count = model.loss(Batch(flux, ivar, redshift), progress=Progress(epoch, 30))
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    after = model.eval().loss(flux, ivar, redshift)[0].item()
+    after = model.eval().loss(Batch(flux, ivar, redshift))[0].item()
     assert after < 0.4 * before
 
 
@@ -428,7 +434,7 @@ def test_the_model_runs_in_16_bits(batch: tuple[Tensor, Tensor, Tensor], device:
     expected = model(flux, ivar, redshift)[0]
     with torch.autocast(device, dtype=torch.bfloat16):
         found = model(flux, ivar, redshift)
-        total, _ = model.loss(flux, ivar, redshift, epoch=9, epochs=40)
+        total, _ = model.loss(Batch(flux, ivar, redshift), progress=Progress(9, 40))
         total.backward()
     assert found[0].dtype == found[1].dtype == total.dtype == torch.float32
     torch.testing.assert_close(found[0], expected, rtol=0.05, atol=0.05)
@@ -456,7 +462,7 @@ def test_the_same_weights_give_the_outputs_of_the_package(spender: ModuleType, a
         torch.testing.assert_close(same, latents, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model.rest(same), rest, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(model.loss(flux, ivar, redshift)[0], other.loss(flux, ivar, z=redshift))
+        torch.testing.assert_close(model.loss(Batch(flux, ivar, redshift))[0], other.loss(flux, ivar, z=redshift))
         assert torch.equal(model.covers(redshift), valid)
 
 

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from distspec.config import Variational
+from distspec.models.autoencoders.dense import Batch
 from distspec.models.autoencoders.variational import VariationalAutoencoder, kl_divergence, mean_discrepancy
 from distspec.spectra import WaveGrid
+
+pytestmark = pytest.mark.numeric
 
 GRID = WaveGrid("linear", 4000.0, 50.0, 50)
 
@@ -96,7 +99,7 @@ def reconstruction_term(model: VariationalAutoencoder, batch: tuple[Tensor, Tens
 @pytest.mark.parametrize(("alpha", "lam"), [(0.0, 8.6), (0.0, 1.0), (1.0, 1.0), (0.25, 3.0)])
 def test_the_loss_is_the_weighted_sum(kind: Any, alpha: float, lam: float, batch: tuple[Tensor, Tensor]) -> None:
     model = make(alpha=alpha, lam=lam, reconstruction=50.0)
-    total, count = model.loss(*batch, kind=kind)
+    total, count = model.loss(Batch(*batch), kind=kind)
     assert count == 16
     torch.testing.assert_close(total / count, reconstruction_term(model, batch, kind))
 
@@ -106,14 +109,14 @@ def test_lambda_of_one_drops_the_discrepancy(batch: tuple[Tensor, Tensor], monke
         raise AssertionError("not to be computed")
 
     monkeypatch.setattr("distspec.models.autoencoders.variational.mean_discrepancy", refuse)
-    make(lam=1.0).loss(*batch)
+    make(lam=1.0).loss(Batch(*batch))
     with pytest.raises(AssertionError):
-        make(lam=2.0).loss(*batch)
+        make(lam=2.0).loss(Batch(*batch))
 
 
 def test_gradients_are_finite_and_reach_every_weight(batch: tuple[Tensor, Tensor]) -> None:
     model = make().train()
-    total, _ = model.loss(*batch)
+    total, _ = model.loss(Batch(*batch))
     total.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -128,7 +131,7 @@ def test_an_extreme_variance_neither_overflows_nor_stops_learning(
     model = make(reconstruction=1e-20).train()
     with torch.no_grad():
         model.head_log_variance.bias.fill_(log_variance)
-    total, _ = model.loss(*batch, kind="mse")
+    total, _ = model.loss(Batch(*batch), kind="mse")
     total.backward()
     gradient = model.head_log_variance.bias.grad
     assert torch.isfinite(total)
@@ -143,10 +146,10 @@ def test_an_extreme_variance_neither_overflows_nor_stops_learning(
 
 def test_scores_and_validation_losses_are_deterministic(batch: tuple[Tensor, Tensor]) -> None:
     model = make()
-    before = [*model(*batch), *model.loss(*batch)]
+    before = [*model(*batch), *model.loss(Batch(*batch))]
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    after = [*model(*batch), *model.loss(*batch)]
+    after = [*model(*batch), *model.loss(Batch(*batch))]
     assert torch.equal(torch.get_rng_state(), state)
     for one, two in zip(before, after, strict=True):
         assert torch.equal(one, two)
@@ -160,7 +163,7 @@ def test_training_samples_from_the_global_generator(batch: tuple[Tensor, Tensor]
     totals = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        totals.append(model.loss(*batch)[0].item())
+        totals.append(model.loss(Batch(*batch))[0].item())
     assert totals[0] == totals[1] != totals[2]
     assert torch.equal(model(*batch)[0], model.eval()(*batch)[0])
 
@@ -175,7 +178,7 @@ def test_a_masked_pixel_has_no_influence(garbage: float, batch: tuple[Tensor, Te
     found = []
     for values in (flux, torch.where(ivar > 0, flux, garbage)):
         model.zero_grad()
-        totals = [model.loss(values, ivar, kind=kind)[0] for kind in ("mse", "chi2")]
+        totals = [model.loss(Batch(values, ivar), kind=kind)[0] for kind in ("mse", "chi2")]
         sum(totals).backward()
         gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
         found.append([*model(values, ivar), *totals, gradients])
@@ -189,7 +192,7 @@ def test_a_masked_pixel_enters_as_the_mean_spectrum(batch: tuple[Tensor, Tensor]
     model = make()
     filled = torch.where(ivar > 0, flux, model.mean)
     assert torch.equal(model.encode(flux, ivar), model.encode(filled, torch.ones_like(ivar)))
-    dead = model.loss(torch.full_like(flux, torch.nan), torch.zeros_like(ivar))[0]
+    dead = model.loss(Batch(torch.full_like(flux, torch.nan), torch.zeros_like(ivar)))[0]
     assert torch.isfinite(dead)
 
 
@@ -202,7 +205,7 @@ def test_the_network_learns_a_few_smooth_spectra() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(200):
         optimizer.zero_grad()
-        total, count = model.loss(flux, ivar, kind="mse")
+        total, count = model.loss(Batch(flux, ivar), kind="mse")
         (total / count).backward()
         optimizer.step()
     model.eval()
@@ -215,7 +218,7 @@ def test_the_model_runs_in_16_bits(batch: tuple[Tensor, Tensor], device: str) ->
     expected = model(flux, ivar)[0]
     with torch.autocast(device, dtype=torch.bfloat16):
         found = model(flux, ivar)
-        total, _ = model.loss(flux, ivar)
+        total, _ = model.loss(Batch(flux, ivar))
         total.backward()
     assert found[0].dtype == found[1].dtype == total.dtype == torch.float32
     torch.testing.assert_close(found[0], expected, rtol=0.05, atol=0.02)

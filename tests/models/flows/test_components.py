@@ -10,6 +10,8 @@ from torch import Tensor
 from distspec.models.flows.components import find_components
 from tests.models.flows.test_sliced import Threads, normal
 
+pytestmark = pytest.mark.numeric
+
 Found = tuple[Tensor, Tensor, int]
 
 

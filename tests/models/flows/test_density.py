@@ -16,6 +16,8 @@ from distspec.models.flows.density import Flow, Labelled, LatentDensity, classes
 from distspec.models.flows.sliced_flow import SlicedFlow
 from distspec.models.flows.spline_flow import SplineFlow
 
+pytestmark = pytest.mark.numeric
+
 MEANS = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
 WIDTHS = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)
 

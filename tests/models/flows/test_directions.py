@@ -5,6 +5,8 @@ import torch
 
 from distspec.models.flows.directions import SlicedDistance, cayley, find_directions, random_directions, search
 
+pytestmark = pytest.mark.numeric
+
 F64 = torch.float64
 
 

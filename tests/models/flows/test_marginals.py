@@ -7,6 +7,8 @@ from distspec.config import Sliced
 from distspec.models.flows.marginals import Marginal, Rules, fit_splines, knot_fractions, linear_histogram, pad
 from distspec.models.flows.spline import spline_forward
 
+pytestmark = pytest.mark.numeric
+
 F64 = torch.float64
 
 

@@ -13,9 +13,12 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from distspec.config import Sliced
-from distspec.models.flows.sliced import Sample, fit_sliced
+from distspec.models.flows.sliced import Layers, Sample, fit_sliced
 from distspec.models.flows.sliced_flow import SlicedFlow
 from distspec.models.training.group import Alone, Group, Together
+from tests.support.processes import PATIENCE
+
+pytestmark = pytest.mark.numeric
 
 F64 = torch.float64
 
@@ -270,7 +273,7 @@ def test_resumed_fit_is_the_same() -> None:
     state, history = kept[2]
     start = SlicedFlow(**{**whole.shape, "layers": 3})
     start.load_state_dict(state)
-    resumed = fit_sliced(settings, data, data, 1, 3, start=start, history=history)
+    resumed = fit_sliced(settings, data, data, 1, 3, begun=Layers(start, history))
     for name, table in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], table), name
 
@@ -279,11 +282,11 @@ def test_start_and_history_must_agree(flow: SlicedFlow) -> None:
     data = sample(bent(60), torch.arange(60) % 3)
     layer = {"validation_log_prob": 0.0}
     with pytest.raises(ValueError, match="history of 1 layers"):
-        fit_sliced(Sliced(), data, data, 3, 0, start=flow, history=[layer])
+        fit_sliced(Sliced(), data, data, 3, 0, begun=Layers(flow, [layer]))
     with pytest.raises(ValueError, match="start of 0"):
-        fit_sliced(Sliced(), data, data, 3, 0, history=[layer])
+        fit_sliced(Sliced(), data, data, 3, 0, begun=Layers(SlicedFlow(3, 3), [layer]))
     with pytest.raises(ValueError, match="3 latents of 3 classes, not 3 of 4"):
-        fit_sliced(Sliced(), data, data, 4, 0, start=flow, history=[layer] * 4)
+        fit_sliced(Sliced(), data, data, 4, 0, begun=Layers(flow, [layer] * 4))
 
 
 def test_tables_follow_the_knots(flow: SlicedFlow) -> None:
@@ -348,7 +351,7 @@ class Threads:
     """Workers that are threads of one process."""
 
     def __init__(self, workers: int) -> None:
-        self.barrier = threading.Barrier(workers, timeout=60)
+        self.barrier = threading.Barrier(workers, timeout=PATIENCE)
         self.slots: list[Tensor] = [torch.empty(0)] * workers
 
     def worker(self, rank: int) -> Group:

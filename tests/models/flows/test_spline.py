@@ -6,6 +6,8 @@ import torch
 from distspec.models.flows.marginals import pad
 from distspec.models.flows.spline import Splines, lookup, spline_forward, spline_inverse, spline_slopes
 
+pytestmark = pytest.mark.numeric
+
 F64 = torch.float64
 
 

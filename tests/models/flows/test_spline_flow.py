@@ -13,6 +13,8 @@ from torch.distributions import MultivariateNormal
 from distspec.config import Spline
 from distspec.models.flows.spline_flow import SplineFlow
 
+pytestmark = pytest.mark.numeric
+
 SMALL = Spline(transforms=3, hidden=(16, 16), bins=6)
 CASES = [(1, 1), (1, 2), (3, 1), (4, 3)]
 

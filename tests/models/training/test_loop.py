@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from distspec.config import Fit
 from distspec.errors import ConfigError
+from distspec.models.autoencoders.dense import Progress
 from distspec.models.training import loop as training
 from distspec.models.training.loop import best_weights, fit, learning_rate, newest_state
-
-CPU = torch.device("cpu")
 
 
 class Line(nn.Module):
@@ -26,7 +25,7 @@ class Line(nn.Module):
         super().__init__()
         self.w = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, y: Tensor, epoch: int, epochs: int) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, y: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
         return (y - self.w * x).square().sum(), torch.tensor(len(x))
 
 
@@ -53,7 +52,7 @@ class Points:
 
 def fitted(state: Path, settings: Fit, feed: Points | None = None) -> tuple[Line, list[dict[str, float]]]:
     line = Line()
-    epochs = fit(line, line, feed or Points(), settings, state, 1, CPU)
+    epochs = fit(line, line, feed or Points(), settings, state, 1)
     return line, epochs
 
 

@@ -11,6 +11,8 @@ from distspec.spectra.lines.fits import LINES, OXYGEN, measure
 from distspec.spectra.lines.tables import LineTable, indices
 from distspec.spectra.lines.wavelengths import EMISSION
 
+pytestmark = pytest.mark.numeric
+
 GRID = WaveGrid.between("log", 3388.0, 8318.0, 1000)
 FLUXES = {
     "[O II] 3727": 8.0,

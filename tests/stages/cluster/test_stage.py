@@ -15,7 +15,7 @@ from distspec.errors import CheckpointError, ConfigError, StoreError
 from distspec.spectra import Spectra, WaveGrid
 from distspec.stages.cluster import stage
 from distspec.stages.cluster.stage import cluster, clustered_of
-from distspec.store import Layer, SpectraStore, field_of
+from distspec.store import Layer, SpectraStore, StoreSpec, field_of
 from tests.conftest import make_spectra, make_store
 from tests.support.small import contents
 
@@ -92,7 +92,7 @@ def test_planted_groups_are_found_and_described(
     rows = rng.permutation(ROWS)[: len(groups)]
     experiment = settings(tmp_path, tracked, scan=[2, 6], nearest=3)
     found = cluster(experiment, store, explained(store, rows, weights))
-    facts = found.facts
+    facts = found.content
     assert json.loads((found.folder / "clusters.json").read_text()) == facts
     assert (facts["score"], facts["method"], facts["frame"]) == ("mse", "lime", "rest")
     assert (facts["explained"], facts["unknown"], facts["clustered"], facts["noise"]) == (27, 0, 27, 0)
@@ -193,7 +193,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, tracked: str, store: SpectraSto
     with pytest.raises(CheckpointError, match=f"not valid JSON: .*; restore it, or remove {path.parent}, to have it"):
         cluster(experiment, store, layer)
     shutil.rmtree(path.parent)
-    assert cluster(experiment, store, layer).facts == json.loads(text)
+    assert cluster(experiment, store, layer).content == json.loads(text)
     path.write_text(text.replace('"schema": 1', '"schema": 99'))
     with pytest.raises(CheckpointError, match="schema 99"):
         clustered_of(experiment, store, layer)
@@ -205,7 +205,7 @@ def test_another_score_has_its_own_list_and_weights(
     weights, groups = make_weights(rng)
     rows = rng.permutation(ROWS)[: len(groups)]
     experiment = settings(tmp_path, tracked, k=3, score="chi2")
-    facts = cluster(experiment, store, explained(store, rows, weights)).facts
+    facts = cluster(experiment, store, explained(store, rows, weights)).content
     assert (facts["score"], facts["explained"]) == ("chi2", 14)
     expected = sorted(np.bincount(groups[::2]).tolist(), reverse=True)
     assert [one["size"] for one in facts["clusters"]] == expected
@@ -226,7 +226,7 @@ def test_only_the_best_share_is_clustered_and_only_what_is_explained(
     rows = rng.permutation(ROWS)[: len(weights)]
     experiment = settings(tmp_path, tracked, k=2, fraction=0.5)
     found = cluster(experiment, store, explained(store, rows, weights))
-    facts, table = found.facts, read_members(found.folder)
+    facts, table = found.content, read_members(found.folder)
     assert (facts["explained"], facts["unknown"], facts["clustered"], facts["noise"]) == (27, 3, 12, 1)
     ranks = [rank for rank in range(27) if rank not in (1, 4, 6)][:12]
     assert sorted(int(line["rank"]) for line in table) == ranks
@@ -239,7 +239,7 @@ def test_one_or_two_spectra_are_one_cluster(
     tmp_path: Path, tracked: str, store: SpectraStore, count: int, rng: np.random.Generator
 ) -> None:
     layer = explained(store, np.arange(count), make_weights(rng)[0][:count])
-    facts = cluster(settings(tmp_path, tracked), store, layer).facts
+    facts = cluster(settings(tmp_path, tracked), store, layer).content
     assert [one["size"] for one in facts["clusters"]] == [count]
     assert facts["scan"] is None and facts["silhouette"] is None
 
@@ -252,7 +252,7 @@ def test_weights_of_all_pixels_are_added_up_over_windows(
     start = 100 * groups + 10
     weights[np.arange(27), start] = weights[np.arange(27), start + 1] = 1 + np.arange(27)
     layer = explained(store, rng.permutation(ROWS)[:27], weights, segment_of=list(range(pixels)))
-    facts = cluster(settings(tmp_path, tracked, k=3), store, layer).facts
+    facts = cluster(settings(tmp_path, tracked, k=3), store, layer).content
     assert [one["size"] for one in facts["clusters"]] == [12, 9, 6]
     assert len(facts["edges"]) == 126 + 1  # 125 windows of two pixels, and what remains
     np.testing.assert_allclose(facts["edges"][:3], store.grid.edges[[0, 2, 4]], rtol=1e-8)
@@ -265,7 +265,7 @@ def test_there_may_be_no_cluster(tmp_path: Path, tracked: str, store: SpectraSto
     weights = np.eye(SEGMENTS, dtype=np.float32)
     layer = explained(store, np.arange(SEGMENTS), weights)
     found = cluster(settings(tmp_path, tracked, algorithm="hdbscan"), store, layer)
-    assert found.facts["clusters"] == [] and found.facts["noise"] == SEGMENTS
+    assert found.content["clusters"] == [] and found.content["noise"] == SEGMENTS
     assert {line["cluster"] for line in read_members(found.folder)} == {"-1"}
 
 
@@ -278,7 +278,7 @@ def test_of_many_clusters_and_members_as_much_is_told_as_fits(
     monkeypatch.setattr("distspec.stages.cluster.members._CHUNK", 7)
     monkeypatch.setattr(stage, "_LISTED", 4)
     rows = rng.permutation(ROWS)[: len(groups)]
-    facts = cluster(settings(tmp_path, tracked, k=3), store, explained(store, rows, weights)).facts
+    facts = cluster(settings(tmp_path, tracked, k=3), store, explained(store, rows, weights)).content
     first, second, third = facts["clusters"]
     assert third["spectrum"] is third["weights"] is None and third["peaks"]
     members = rows[groups == 0]
@@ -335,21 +335,23 @@ def make_planted(folder: Path, rng: np.random.Generator, groups: np.ndarray, fra
     columns["snr"][1] = np.nan
     store = SpectraStore.create(
         folder / "store.zarr",
-        grid=grid,
-        frame=frame,
-        rows=count,
-        shard_rows=64,
-        chunk_rows=64,
-        columns={name: field_of(values) for name, values in columns.items()},
-        digest="planted",
-        recipe="recipe",
-        settings={},
+        StoreSpec(
+            grid=grid,
+            frame=frame,
+            rows=count,
+            shard_rows=64,
+            chunk_rows=64,
+            columns={name: field_of(values) for name, values in columns.items()},
+            digest="planted",
+            recipe="recipe",
+            settings={},
+        ),
     )
     for shard in store.pending():
         part = slice(*store.base.bounds(shard))
         store.write(shard, spectra[part], {name: values[part] for name, values in columns.items()})
     store.freeze(None)
-    store.looked()
+    store.mark_finished()
     return store
 
 
@@ -363,23 +365,23 @@ def test_an_artefact_has_one_plate_and_few_redshifts(
     weights[np.arange(len(groups)), 4 * groups + 2] += 1
     layer = explained(store, np.arange(len(groups)), weights.astype(np.float32))
     found = cluster(settings(tmp_path, tracked, k=3), store, layer)
-    first, second, third = found.facts["clusters"]
+    first, second, third = found.content["clusters"]
     # A plate has one exposure, so that plates alone are no second test.
-    assert found.facts["concentrations"]["kinds"] == [
+    assert found.content["concentrations"]["kinds"] == [
         {"columns": ["plate", "mjd"], "labels": len(np.unique(store.column("plate"))) - 1}
     ]
     (held,) = [held for held in second["exposures"] if held["p"] < 0.01]
     assert held["label"] == "plate 266, mjd 51266"
     assert held["members"] == held["known"] == int(((groups == 1) & (np.arange(130) > 0)).sum())
     # Corrected for all labels and for all three clusters.
-    labels = found.facts["concentrations"]["kinds"][0]["labels"]
+    labels = found.content["concentrations"]["kinds"][0]["labels"]
     p = stats.hypergeom.sf(held["members"] - 1, 129, held["members"], held["members"])
-    assert held["p"] == pytest.approx(3 * labels * p, rel=1e-9) and found.facts["concentrations"]["tests"] == 3
+    assert held["p"] == pytest.approx(3 * labels * p, rel=1e-9) and found.content["concentrations"]["tests"] == 3
     assert held["share"] == 1.0 and held["expected"] == pytest.approx(held["members"] / 129)
     assert all(held["p"] > 0.01 for one in (first, third) for held in one["exposures"])
     assert second["properties"]["z"]["leaning"]["p"] < 1e-6
     assert second["properties"]["snr"]["leaning"]["p"] > 0.01
-    assert sum(one["properties"]["snr"]["known"] for one in found.facts["clusters"]) == 129
+    assert sum(one["properties"]["snr"]["known"] for one in found.content["clusters"]) == 129
     assert (first["classes"], second["classes"]) == ({"GALAXY": 60}, {"": 40})
     low, high = second["moved"]["quantiles"][0], second["moved"]["quantiles"][-1]
     assert high / low - 1 < 0.002
@@ -387,7 +389,7 @@ def test_an_artefact_has_one_plate_and_few_redshifts(
     assert second["moved"]["quantiles"][2] / second["peaks"][0]["top"] == pytest.approx(
         1.1165 if frame == "rest" else 1 / 1.1165, rel=1e-3
     )
-    truth = found.facts["truth"]
+    truth = found.content["truth"]
     assert truth["planted"]["rand"] == truth["all"]["rand"] == 1.0
     assert truth["planted"] == {"spectra": 100, "rand": 1.0, "homogeneity": 1.0, "completeness": 1.0}
     assert truth["all"]["kinds"] == ["", "dip", "lines"]

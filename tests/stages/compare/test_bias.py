@@ -9,7 +9,7 @@ from scipy import stats
 
 from distspec.config import Compare
 from distspec.errors import ConfigError
-from distspec.results.columns import kinds_of, properties_of
+from distspec.results.columns import exposure_columns, property_columns
 from distspec.results.scores import Scores
 from distspec.stages.compare.bias import find_groups, measure_bias
 from distspec.statistics.significance import holm
@@ -98,8 +98,8 @@ def test_properties_that_the_store_has_are_chosen(tmp_path: Path) -> None:
     columns |= {"plate": np.ones(10, np.int64), "mjd": np.array(["a"] * 10), "snr": np.ones((10, 2))}
     store = make_survey(tmp_path, columns)
     # Text and several values per spectrum are left out; order is that of the documentation.
-    assert properties_of(Compare(), store) == ["z", "psfmag_r", "flux_w1", "norm", "plate"]
-    assert properties_of(Compare(properties=("airmass", "z")), store) == ["airmass", "z"]
+    assert property_columns(Compare(), store) == ["z", "psfmag_r", "flux_w1", "norm", "plate"]
+    assert property_columns(Compare(properties=("airmass", "z")), store) == ["airmass", "z"]
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_columns_that_cannot_be_used_are_refused(
 ) -> None:
     store = make_survey(tmp_path, {"z": np.ones(4), "file": np.array(["a"] * 4), "wave": np.ones((4, 3))})
     with pytest.raises(ConfigError, match=message):
-        properties_of(Compare(**settings), store)
-        kinds_of(Compare(**settings), store)
+        property_columns(Compare(**settings), store)
+        exposure_columns(Compare(**settings), store)
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_an_exposure_of_many_outliers_is_named(
         "airglow": np.concatenate([there, rng.choice(np.setdiff1d(known, there), 80, replace=False)]),
         "any": rng.choice(np.setdiff1d(known, there), 90, replace=False),
     }
-    kinds = kinds_of(Compare(), store)
+    kinds = exposure_columns(Compare(), store)
     assert kinds == [("plate", "mjd"), ("plate",), ("fiber",)]
     found = find_groups(store, scores, lists, kinds, asked=False)
     assert found.labels == {("plate", "mjd"): 80, ("plate",): 40, ("fiber",): len(set(observed["fiber"][known]))}
@@ -160,13 +160,13 @@ def test_an_exposure_of_many_outliers_is_named(
 def test_random_lists_share_nothing(tmp_path: Path, observed: dict[str, np.ndarray], rng: np.random.Generator) -> None:
     store, scores = survey(tmp_path, observed)
     lists = {f"{number}": rng.choice(np.flatnonzero(~ASIDE), 150, replace=False) for number in range(10)}
-    assert find_groups(store, scores, lists, kinds_of(Compare(), store), asked=False).found == ()
+    assert find_groups(store, scores, lists, exposure_columns(Compare(), store), asked=False).found == ()
 
 
 def test_plates_of_one_exposure_each_are_told_of_once(tmp_path: Path, observed: dict[str, np.ndarray]) -> None:
     store, scores = survey(tmp_path, observed | {"mjd": observed["plate"] + 51_000})
     rows = np.flatnonzero((observed["plate"] == 270) & ~ASIDE)
-    found = find_groups(store, scores, {"a": rows}, kinds_of(Compare(), store), asked=False)
+    found = find_groups(store, scores, {"a": rows}, exposure_columns(Compare(), store), asked=False)
     assert list(found.labels) == [("plate", "mjd"), ("fiber",)]
     assert [group.label for group in found.found] == ["plate 270, mjd 51270"]
 
@@ -179,7 +179,7 @@ def test_what_names_an_exposure_is_what_most_spectra_have(tmp_path: Path, rng: n
         "healpix": rng.integers(0, 9, ROWS),
     }
     store, scores = survey(tmp_path, columns)
-    kinds = kinds_of(Compare(), store)
+    kinds = exposure_columns(Compare(), store)
     assert kinds == [("tile",), ("survey", "program", "healpix")]
     rows = np.flatnonzero(~ASIDE & (columns["survey"] == "sv3") & (columns["healpix"] == 4))
     found = find_groups(store, scores, {"a": rows}, kinds, asked=False)
@@ -189,7 +189,7 @@ def test_what_names_an_exposure_is_what_most_spectra_have(tmp_path: Path, rng: n
 
 def test_fibers_are_numbered_anew_in_each_spectrograph(tmp_path: Path) -> None:
     columns = {name: np.ones(10, np.int64) for name in ("lmjd", "spid", "fiber")} | {"planid": np.array(["p"] * 10)}
-    kinds = kinds_of(Compare(), make_survey(tmp_path, columns))
+    kinds = exposure_columns(Compare(), make_survey(tmp_path, columns))
     assert kinds == [("lmjd", "planid", "spid"), ("spid",), ("spid", "fiber")]
 
 
@@ -201,12 +201,12 @@ def test_files_count_as_exposures_where_they_hold_many_spectra(
     counts[0] += 20 - counts.sum()
     inventory = Inventory([f"file-{number}" for number in range(files)], counts, counts, counts)
     store = make_survey(tmp_path, {"file": np.array(["x"] * 20)}, inventory=inventory)
-    assert kinds_of(Compare(), store) == expected
+    assert exposure_columns(Compare(), store) == expected
 
 
 def test_named_columns_make_the_labels(tmp_path: Path, observed: dict[str, np.ndarray]) -> None:
     store, scores = survey(tmp_path, observed | {"camera": np.where(observed["fiber"] > 320, "b2", "")})
-    kinds = kinds_of(Compare(exposures=("mjd", "camera")), store)
+    kinds = exposure_columns(Compare(exposures=("mjd", "camera")), store)
     assert kinds[0] == ("mjd", "camera")
     known = np.flatnonzero(~ASIDE)
     found = find_groups(store, scores, {"a": known[:50]}, kinds, asked=True)

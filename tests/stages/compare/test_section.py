@@ -10,7 +10,7 @@ import pytest
 from markupsafe import Markup
 
 from distspec.config import Compare
-from distspec.results.columns import kinds_of
+from distspec.results.columns import exposure_columns
 from distspec.results.figures.kit import embed
 from distspec.results.scores import Scores
 from distspec.stages.compare.bias import find_groups, measure_bias
@@ -59,7 +59,7 @@ def made(folder: Path, lists: dict[str, np.ndarray], *, errors: bool = True, pla
         "joint": joints[200].to_dict(),
         "curve": [{"g": size, **joint.to_dict()} for size, joint in joints.items()],
         "bias": {"top": 100, **measure_bias(store, scores, {n: r[:100] for n, r in lists.items()}, ["snr", "z"])},
-        "groups": find_groups(store, scores, tops, kinds_of(Compare(), store), asked=False).to_dict(),
+        "groups": find_groups(store, scores, tops, exposure_columns(Compare(), store), asked=False).to_dict(),
         "errors": None if told is None else told.facts,
     }
     return json.loads(json.dumps(facts, allow_nan=False))

@@ -69,7 +69,7 @@ def test_identical_lists_share_all_and_tell_of_no_more(
     experiment: Experiment, tmp_path: Path, columns: dict[str, np.ndarray], rng: np.random.Generator
 ) -> None:
     store, same = make_survey(tmp_path, columns), values(rng)
-    found = compare(experiment, store, with_scores(store, chi2=same, mse=2 * same)).facts
+    found = compare(experiment, store, with_scores(store, chi2=same, mse=2 * same)).content
     assert found["names"] == ["chi2", "mse"]
     assert (found["spectra"], found["scored"]) == (ROWS, len(KNOWN))
     (pair,) = found["pairs"]
@@ -86,19 +86,19 @@ def test_independent_scores_tell_of_the_whole_survey(
     store = make_survey(tmp_path, columns)
     scores = with_scores(store, **{name: values(rng) for name in ("mse", "pca", "forest", "isolation", "fisher")})
     found = compare(experiment, store, scores)
-    n = found.facts["joint"]["pairs"]
+    n = found.content["joint"]["pairs"]
     assert n["within95"][0] <= len(KNOWN) <= n["within95"][1]
     assert n["n"] > 0.85 * len(KNOWN)
-    assert found.facts["groups"]["found"] == []
-    assert min(test["corrected"] for test in found.facts["bias"]["tests"]) > 0.01
+    assert found.content["groups"]["found"] == []
+    assert min(test["corrected"] for test in found.content["bias"]["tests"]) > 0.01
     # Variants of a detector are not compared unless they are named.
-    assert found.facts["names"] == ["mse", "pca", "forest", "isolation", "fisher"]
+    assert found.content["names"] == ["mse", "pca", "forest", "isolation", "fisher"]
     with open(found.folder / "overlaps.csv", newline="") as stream:
         table = list(csv.DictReader(stream))
     assert len(table) == 10 * 3
-    of = {(pair["first"], pair["second"]): pair["shared"] for pair in found.facts["pairs"]}
+    of = {(pair["first"], pair["second"]): pair["shared"] for pair in found.content["pairs"]}
     assert {(line["first"], line["second"]): int(line["shared"]) for line in table if line["g"] == "300"} == of
-    tops = {name: set(np.argsort(-np.nan_to_num(scores.read(name, 0, ROWS)))[:300]) for name in found.facts["names"]}
+    tops = {name: set(np.argsort(-np.nan_to_num(scores.read(name, 0, ROWS)))[:300]) for name in found.content["names"]}
     assert of == {pair: len(tops[pair[0]] & tops[pair[1]]) for pair in of}
 
 
@@ -111,11 +111,11 @@ def test_what_scores_lean_towards_is_told(
     glow[there] += 20
     faint = np.where(ASIDE, np.nan, -columns["snr"])
     found = compare(experiment, store, with_scores(store, mse=values(rng), faint=faint, glow=glow))
-    tests = found.facts["bias"]["tests"]
+    tests = found.content["bias"]["tests"]
     leaning = {(test["score"], test["property"]): test for test in tests if test["corrected"] < 1e-3}
     assert set(leaning) == {("faint", "snr"), ("glow", "plate"), ("glow", "mjd")}
     assert leaning["faint", "snr"]["mean"] < 0.03
-    (group,) = found.facts["groups"]["found"]
+    (group,) = found.content["groups"]["found"]
     assert group["label"] == "plate 270, mjd 51602"
     assert [one["score"] for one in group["lists"]] == ["glow"]
     assert group["members"] == group["spectra"] == len(there)
@@ -134,9 +134,9 @@ def test_ensembles_are_ranks_joined(
     made = {"mse": values(rng), "pca": np.round(values(rng), 1), "forest": -values(rng)}  # ties, and negative ones
     found = compare(experiment, store, with_scores(store, **made))
     assert found.ensembles is not None
-    assert found.ensembles.name == found.facts["ensembles"]
+    assert found.ensembles.name == found.content["ensembles"]
     assert found.ensembles.attributes["scores"] == ["rank_mean", "rank_union"]
-    assert found.ensembles.attributes["of"] == found.facts["names"]
+    assert found.ensembles.attributes["of"] == found.content["names"]
     shares = np.array([stats.rankdata(-column[KNOWN]) / len(KNOWN) for column in made.values()])
     for name, expected in (("rank_mean", shares.mean(axis=0)), ("rank_union", shares.min(axis=0))):
         told = found.ensembles.read(name)
@@ -194,7 +194,7 @@ def test_shards_and_workers_change_nothing_at_all(
         # The second time in workers.
         monkeypatch.setattr("distspec.stages.compare.stage._HERE", 0)
     first, second = found
-    assert first.facts["errors"]["spectra"] == len(KNOWN)
+    assert first.content["errors"]["spectra"] == len(KNOWN)
     for name in ("comparison.json", "overlaps.csv", "errors.csv", "groups.csv"):
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes(), name
     assert first.ensembles is not None and second.ensembles is not None
@@ -221,8 +221,8 @@ def test_nothing_is_done_twice_and_what_is_left_is_finished(
     opened = compared_of(experiment, store, scores)
     assert _state(tmp_path) == before
     assert Path(tracked.removeprefix("sqlite:///")).stat().st_mtime_ns == runs
-    assert again.facts == first.facts
-    assert opened is not None and opened.ensembles is not None and opened.facts == first.facts
+    assert again.content == first.content
+    assert opened is not None and opened.ensembles is not None and opened.content == first.content
     # A killed run may leave either without the other.
     assert first.ensembles is not None
     told = first.ensembles.read("rank_mean")
@@ -257,7 +257,7 @@ def test_a_grown_store_is_compared_anew(
     assert compared_of(experiment, store, scores) is None
     after = compare(experiment, store, scores)
     assert after.folder != before.folder and before.folder.is_dir()
-    assert after.facts["spectra"] == ROWS + 500
+    assert after.content["spectra"] == ROWS + 500
     assert after.ensembles is not None and before.ensembles is not None
     assert after.ensembles.name != before.ensembles.name
     # The ranks of the old rows are those among all.
@@ -275,12 +275,12 @@ def test_other_settings_make_another_comparison_of_the_same_ensembles(
     other = _with(experiment, top=200, properties=["z"])
     second = compare(other, store, scores)
     assert first.folder != second.folder
-    assert (first.facts["top"], second.facts["top"]) == (300, 200)
-    assert {test["property"] for test in second.facts["bias"]["tests"]} == {"z"}
-    assert first.facts["ensembles"] == second.facts["ensembles"]
+    assert (first.content["top"], second.content["top"]) == (300, 200)
+    assert {test["property"] for test in second.content["bias"]["tests"]} == {"z"}
+    assert first.content["ensembles"] == second.content["ensembles"]
     named = compare(_with(experiment, scores=["forest", "mse"]), store, scores)
-    assert named.facts["names"] == ["forest", "mse"]
-    assert named.facts["ensembles"] != first.facts["ensembles"]
+    assert named.content["names"] == ["forest", "mse"]
+    assert named.content["ensembles"] != first.content["ensembles"]
 
 
 def _with(experiment: Experiment, **settings: Any) -> Experiment:
@@ -317,7 +317,7 @@ def test_what_cannot_be_compared_is_refused(
 
 def test_a_survey_of_two_spectra_is_compared(experiment: Experiment, tmp_path: Path) -> None:
     store = make_survey(tmp_path, {"snr": np.ones(2, np.float32)})
-    found = compare(experiment, store, with_scores(store, mse=np.array([1.0, 2.0]), pca=np.array([2.0, 1.0]))).facts
+    found = compare(experiment, store, with_scores(store, mse=np.array([1.0, 2.0]), pca=np.array([2.0, 1.0]))).content
     assert found["top"] == 1
     (pair,) = found["pairs"]
     assert (pair["shared"], pair["n"]) == (0, None)
@@ -334,13 +334,13 @@ def test_the_scores_of_a_whole_run_are_compared(done: tuple[Experiment, Products
     store = SpectraStore.open(output / "store.zarr", write=True)
     scores = Scores([store.layer(made.scores.name)])
     found = compare(experiment, store, scores)
-    assert found.facts["names"] == ["chi2", "mse"]
+    assert found.content["names"] == ["chi2", "mse"]
     rmse, difference, snr = (
         column.astype(np.float64)
         for column in (*(scores.layers[0].read(name) for name in ("rmse", "difference")), store.column("snr"))
     )
     known = ~np.isnan(rmse)
-    told = found.facts["errors"]
+    told = found.content["errors"]
     assert told["statistics"]["mean"]["rmse"] == pytest.approx(rmse[known].mean())
     assert told["statistics"]["50 %"]["difference"] == pytest.approx(np.median(difference[known]), abs=1e-9)
     assert sum(part["spectra"] for part in told["snr_bins"]) == known.sum()
@@ -351,4 +351,4 @@ def test_the_scores_of_a_whole_run_are_compared(done: tuple[Experiment, Products
     assert [line["id"] for line in table] == [str(value) for value in store.column("id", rows)]
     np.testing.assert_allclose([float(line["rmse"]) for line in table], rmse[rows], rtol=1e-6)
     np.testing.assert_allclose([float(line["snr"]) for line in table], snr[rows], rtol=1e-6)
-    assert [one["columns"] for one in found.facts["groups"]["kinds"]] == [["file"]]
+    assert [one["columns"] for one in found.content["groups"]["kinds"]] == [["file"]]

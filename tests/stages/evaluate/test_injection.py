@@ -12,7 +12,7 @@ from distspec.prepare.recipe import Recipe, luminosity_distance
 from distspec.sources.simulation.anomalies import ANOMALIES
 from distspec.sources.simulation.survey import SDSS_GRID, SimulatedSurvey
 from distspec.spectra import Spectra, WaveGrid
-from distspec.stages.evaluate.injection import GRADED, KINDS, MOVED, Planted, describe, plant
+from distspec.stages.evaluate.injection import GRADED, KINDS, MOVED, Injected, describe, inject
 from distspec.statistics.summaries import row_mean, row_median
 from distspec.store.frozen import Statistics
 from tests.conftest import make_spectra, make_store
@@ -59,12 +59,12 @@ def plain(frame: str = "rest", **changes: Any) -> Prepare:
     return base.model_copy(update=changes)
 
 
-def made(kind: str, hosts: Hosts, strength: float, settings: Prepare, seed: int = 1) -> Planted:
+def made(kind: str, hosts: Hosts, strength: float, settings: Prepare, seed: int = 1) -> Injected:
     """Plant; companions of blends are the hosts themselves, each beside another one."""
     spectra, z = hosts
     other = np.roll(np.arange(len(z)), 7)
     companions = Spectra(spectra.rows[other], spectra.flux[other], spectra.ivar[other], spectra.grid)
-    return plant(kind, spectra, z, strength, seed, settings, companions, z[other])
+    return inject(kind, spectra, z, strength, seed, settings, companions, z[other])
 
 
 def test_kinds_are_those_of_the_simulator_and_three_more() -> None:
@@ -116,7 +116,7 @@ def test_a_row_depends_neither_on_its_batch_nor_on_what_is_masked(
         one = slice(row, row + 1)
         host = Spectra(spectra.rows[one], garbage[one], spectra.ivar[one], spectra.grid, spectra[one].redshift)
         beside = Spectra(host.rows, garbage[other[one]], spectra.ivar[other[one]], spectra.grid)
-        alone = plant(kind, host, z[one], 0.7, 1, FRAMES[frame], beside, z[other[one]])
+        alone = inject(kind, host, z[one], 0.7, 1, FRAMES[frame], beside, z[other[one]])
         assert alone.spectra.flux.tobytes() == whole.spectra.flux[one].tobytes()
         assert alone.spectra.ivar.tobytes() == whole.spectra.ivar[one].tobytes()
         np.testing.assert_array_equal(alone.region, whole.region[one])
@@ -248,7 +248,7 @@ def test_dead_spectra_and_companions_elsewhere_are_not_possible() -> None:
         assert not planted.possible[0]
         assert not planted.spectra.good[0].any()
     far = flat(plain(), [1.5, 1.5])
-    planted = plant("blend", hosts, z, 1.0, 1, plain(), *far)
+    planted = inject("blend", hosts, z, 1.0, 1, plain(), *far)
     assert not planted.possible.any()
     np.testing.assert_array_equal(planted.spectra.flux[1], hosts.flux[1])
 
@@ -256,13 +256,13 @@ def test_dead_spectra_and_companions_elsewhere_are_not_possible() -> None:
 def test_what_makes_no_sense_is_refused() -> None:
     hosts, z = flat(plain(), [0.1])
     with pytest.raises(ConfigError, match="'e-a'; expected one of e\\+a, double-peaked"):
-        plant("e-a", hosts, z, 1.0, 1, plain())
+        inject("e-a", hosts, z, 1.0, 1, plain())
     with pytest.raises(ConfigError, match="expected a positive number"):
-        plant("e+a", hosts, z, 0.0, 1, plain())
+        inject("e+a", hosts, z, 0.0, 1, plain())
     with pytest.raises(ValueError, match="expected one for each host"):
-        plant("blend", hosts, z, 1.0, 1, plain())
+        inject("blend", hosts, z, 1.0, 1, plain())
     with pytest.raises(ValueError, match="without companion_z"):
-        plant("blend", hosts, z, 1.0, 1, plain(), hosts)
+        inject("blend", hosts, z, 1.0, 1, plain(), hosts)
 
 
 def test_hosts_are_taken_before_the_statistics_of_the_sample(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -271,7 +271,7 @@ def test_hosts_are_taken_before_the_statistics_of_the_sample(tmp_path: Path, rng
     store = make_store(tmp_path / "s.zarr", spectra, shard_rows=16, chunk_rows=8, look=False)
     one = Statistics.identity(120)
     store.freeze(Statistics(30, one.keep, np.full(120, 2, np.float32), one.median, one.scatter))
-    store.looked()
+    store.mark_finished()
     rows = np.array([20, 3])
     good = spectra.good[rows]
     np.testing.assert_array_equal(store.take(rows, frozen=False).flux, spectra.flux[rows])

@@ -9,7 +9,7 @@ from distspec.sources.simulation.anomalies import ANOMALIES, spoil
 from distspec.sources.simulation.instrument import DICHROIC, OH_BANDS
 from distspec.sources.simulation.survey import SDSS_GRID
 from distspec.spectra import LIGHT_SPEED, Spectra
-from distspec.stages.evaluate.injection import plant
+from distspec.stages.evaluate.injection import inject
 from distspec.statistics.summaries import row_mean, row_median
 from tests.stages.evaluate.test_injection import FRAMES, flat, made, plain
 
@@ -170,7 +170,7 @@ def test_a_blend_puts_the_companions_lines_where_they_belong() -> None:
     host, companion = 0.1, 0.18
     hosts, z = flat(plain(), [host], level=2.0)
     beside = one_line(plain(), companion, 5000.0)
-    planted = plant("blend", hosts, z, 0.5, 1, plain(), beside, np.array([companion]))
+    planted = inject("blend", hosts, z, 0.5, 1, plain(), beside, np.array([companion]))
     expected = 5000.0 * (1 + companion) / (1 + host)
     wave, flux = hosts.grid.wave, planted.spectra.flux[0]
     good = planted.spectra.good[0]
@@ -190,7 +190,7 @@ def test_a_blend_adds_variances() -> None:
     settings = plain("observed")
     hosts, z = flat(settings, [np.nan], level=2.0, ivar=100.0)
     beside = flat(settings, [np.nan], level=5.0, ivar=4.0)[0]
-    planted = plant("blend", hosts, z, 0.5, 1, settings, beside)
+    planted = inject("blend", hosts, z, 0.5, 1, settings, beside)
     assert planted.possible.all()
     # The companion is brought from 5 to half of 2, and its error with it.
     np.testing.assert_allclose(planted.spectra.flux, 3.0, rtol=1e-6)

@@ -21,9 +21,9 @@ from distspec.runtime.tracking import tracking_uri
 from distspec.spectra import Spectra, WaveGrid
 from distspec.stages.detect.stage import detect
 from distspec.stages.evaluate import stage
-from distspec.stages.evaluate.injection import plant
+from distspec.stages.evaluate.injection import inject
 from distspec.stages.evaluate.stage import evaluate, evaluated_of
-from distspec.stages.evaluate.workers import Job, Planter, Pointer
+from distspec.stages.evaluate.workers import Injector, Job, Pointer
 from distspec.stages.stage import Facts
 from distspec.statistics.holdout import held_out
 from distspec.store import Layer, SpectraStore
@@ -50,11 +50,11 @@ class Ready(NamedTuple):
     detected: dict[str, Layer]
 
 
-def planter_of(ready: Ready) -> tuple[stage.Plan, Planter]:
+def injector_of(ready: Ready) -> tuple[stage.Plan, Injector]:
     """A plan and what carries it out, in this process."""
     plan = stage._plan(ready.experiment, ready.store)
     places = stage._places(ready.experiment, ready.store, ready.detected)
-    return plan, Planter(ready.store.path, plan, ready.experiment, ready.made.checkpoint.folder, places)
+    return plan, Injector(ready.store.path, plan, ready.experiment, ready.made.checkpoint.folder, places)
 
 
 def like(experiment: Experiment, output: Path, **changes: Any) -> Experiment:
@@ -107,7 +107,7 @@ def test_nothing_of_the_store_is_changed(evaluated: tuple[Facts, dict[str, bytes
 
 def test_every_detector_meets_every_kind(ready: Ready, evaluated: tuple[Facts, Any, Any]) -> None:
     found = evaluated[0]
-    facts = found.facts
+    facts = found.content
     ensembles = ["rank_mean", "rank_union"]
     assert facts["detectors"] == [*Scores([ready.made.scores]).names, "pca", "isolation", *ensembles]
     assert facts["joined"] == ["chi2", "mse", "density", "pca", "isolation"]
@@ -137,13 +137,13 @@ def test_every_detector_meets_every_kind(ready: Ready, evaluated: tuple[Facts, A
 
 def test_numbers_are_those_of_a_plain_computation(ready: Ready, evaluated: tuple[Facts, Any, Any]) -> None:
     experiment, store, made, _ = ready
-    facts = evaluated[0].facts
+    facts = evaluated[0].content
     plan = stage._plan(experiment, store)
     usable = store.column("status") == 0
     validation = np.flatnonzero(usable & held_out(usable, experiment.train.validation, experiment.seed))
     assert facts["background"] == len(validation)
     hosts = store.take(plan.hosts, frozen=False)
-    planted = plant(
+    planted = inject(
         "extreme-lines", hosts, store.column("z", plan.hosts), 1.0, experiment.seed, experiment.ingest.prepare
     )
     assert planted.possible.all()
@@ -158,7 +158,7 @@ def test_numbers_are_those_of_a_plain_computation(ready: Ready, evaluated: tuple
 
 
 def test_strong_anomalies_are_found_and_seen_where_they_are(evaluated: tuple[Facts, Any, Any]) -> None:
-    facts = evaluated[0].facts
+    facts = evaluated[0].content
     assert facts["results"]["mse"]["cosmic-ray"]["auc"][2][0] > 0.9
     assert facts["results"]["pca"]["cosmic-ray"]["auc"][2][0] > 0.9
     assert facts["results"]["mse"]["extreme-lines"]["recall"]["0.1"][2][0] == 1.0
@@ -194,13 +194,13 @@ def test_a_companion_stands_some_places_away(rng: np.random.Generator, count: in
 
 def test_without_strength_scores_are_those_of_the_layers(ready: Ready) -> None:
     """Of a blend they are not, however faint: where nothing is known of the companion, pixels are masked."""
-    plan, planter = planter_of(ready)
+    plan, injector = injector_of(ready)
     for kind in ("cosmic-ray", "extreme-lines", "red-runaway"):
-        seen, planted = planter._planted(Job(kind, 0, 12, False), 1e-9)
+        seen, planted = injector._injected(Job(kind, 0, 12, False), 1e-9)
         assert planted.possible.all()
         table = Scores([ready.made.scores, *ready.detected.values()])
         known = np.stack([table.take(name, plan.hosts) for name in table.names], axis=1)
-        np.testing.assert_allclose(planter._score(seen), known, rtol=2e-3)
+        np.testing.assert_allclose(injector._score(seen), known, rtol=2e-3)
 
 
 @pytest.mark.slow
@@ -217,8 +217,8 @@ def test_what_the_sample_does_to_spectra_is_done_again(ray_session: None, tmp_pa
     store = run(experiment, "ingest").store
     assert not store.statistics.is_identity
     plan = stage._plan(experiment, store)
-    planter = Planter(store.path, plan, experiment, None, {})
-    seen, _ = planter._planted(Job("red-runaway", 0, 20, False), 1e-9)
+    injector = Injector(store.path, plan, experiment, None, {})
+    seen, _ = injector._injected(Job("red-runaway", 0, 20, False), 1e-9)
     known = store.take(plan.hosts)
     np.testing.assert_array_equal(seen.good, known.good)
     np.testing.assert_allclose(seen.flux, known.flux, rtol=1e-4, atol=1e-5)
@@ -227,9 +227,9 @@ def test_what_the_sample_does_to_spectra_is_done_again(ray_session: None, tmp_pa
 
 @pytest.mark.slow
 def test_how_hosts_are_cut_into_parts_changes_no_score(ready: Ready) -> None:
-    _, planter = planter_of(ready)
-    _, whole = planter(Job("blend", 0, 12, False))
-    parts = [planter(Job("blend", *span, False))[1] for span in ((0, 5), (5, 6), (6, 12))]
+    _, injector = injector_of(ready)
+    _, whole = injector(Job("blend", 0, 12, False))
+    parts = [injector(Job("blend", *span, False))[1] for span in ((0, 5), (5, 6), (6, 12))]
     np.testing.assert_allclose(np.concatenate([part["scores"] for part in parts]), whole["scores"], rtol=1e-4)
     np.testing.assert_array_equal(np.concatenate([part["possible"] for part in parts]), whole["possible"])
 
@@ -256,11 +256,11 @@ def test_any_number_of_workers_and_an_interruption_give_the_same_bytes(
     folder = evaluated[0].folder
     before = contents(folder)
     experiment = like(ready.experiment, Path(ready.experiment.output), runtime={"workers": 1})
-    plan, planter = planter_of(ready)
+    plan, injector = injector_of(ready)
     jobs = stage._jobs(plan, 3)
     shutil.move(folder, tmp_path / "whole")
     for job in jobs[::2]:
-        stage._write_part(folder / job.name, planter(job)[1])
+        stage._write_part(folder / job.name, injector(job)[1])
     damaged = folder / jobs[0].name
     damaged.write_bytes(damaged.read_bytes()[:-30])
     evaluate(experiment, store, made.checkpoint, made.scores, detected)
@@ -284,7 +284,7 @@ def test_parts_that_are_there_are_not_made_again(
                 part = {"names": np.array([]), "regions": np.zeros(0, int), "known": np.ones(size, bool)}
                 part |= dict.fromkeys(("hits", "chance"), np.zeros((0, size)))
             stage._write_part(folder / job.name, part)
-        facts = evaluate(experiment, store, made.checkpoint, made.scores, detected).facts
+        facts = evaluate(experiment, store, made.checkpoint, made.scores, detected).content
     finally:
         shutil.rmtree(folder)
         shutil.move(tmp_path / "whole", folder)
@@ -302,7 +302,7 @@ def test_runs_are_tracked(ready: Ready, evaluated: tuple[Facts, Any, Any]) -> No
     told = runs[-1]
     assert told.info.status == "FINISHED"
     assert told.data.tags["distspec.model"] == ready.made.checkpoint.sha256
-    expected = evaluated[0].facts["results"]["pca"]["all"]
+    expected = evaluated[0].content["results"]["pca"]["all"]
     assert told.data.metrics["auc_pca"] == pytest.approx(expected["auc"][1][0])
     assert told.data.metrics["recall_pca"] == pytest.approx(expected["recall"]["0.1"][1][0])
     assert "pointing_lime_chi2" in told.data.metrics
@@ -318,18 +318,18 @@ def test_the_table_says_the_same(evaluated: tuple[Facts, Any, Any]) -> None:
         for line in lines
         if [line[key] for key in ("name", "kind", "measure", "strength", "part")] == ["chi2", "blend", "auc", "2.0", ""]
     ]
-    assert float(line["value"]) == evaluated[0].facts["results"]["chi2"]["blend"]["auc"][2][0]
+    assert float(line["value"]) == evaluated[0].content["results"]["chi2"]["blend"]["auc"][2][0]
 
 
 @pytest.mark.slow
 def test_classical_detectors_need_no_model(ready: Ready) -> None:
     evaluate_ = {"hosts": 4, "kinds": ["red-runaway"], "explained": 0, "strengths": [1.0]}
     experiment = like(ready.experiment, Path(ready.experiment.output), evaluate=evaluate_)
-    facts = evaluate(experiment, ready.store, None, None, ready.detected).facts
+    facts = evaluate(experiment, ready.store, None, None, ready.detected).content
     assert facts["detectors"] == ["pca", "isolation", "rank_mean", "rank_union"]
     assert facts["model"] is None
     assert facts["pointing"] == []
-    assert evaluated_of(experiment, ready.store, None, ready.detected).facts == facts
+    assert evaluated_of(experiment, ready.store, None, ready.detected).content == facts
 
 
 @pytest.mark.slow
@@ -345,7 +345,7 @@ def test_without_a_model_explainers_point_that_ask_none(ready: Ready) -> None:
     ]
     explain = {"scores": ["pca"], "methods": methods}
     experiment = like(ready.experiment, Path(ready.experiment.output), evaluate=evaluate_, explain=explain)
-    facts = evaluate(experiment, ready.store, None, None, ready.detected).facts
+    facts = evaluate(experiment, ready.store, None, None, ready.detected).content
     assert [one["name"] for one in facts["pointing"]] == ["scale_pca", "occlusion_pca", "pca_region"]
 
 
@@ -355,9 +355,6 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(ready: Ready, tmp_path:
         evaluate(experiment, store, None, None, {})
     with pytest.raises(ConfigError, match="run `distspec score` first"):
         evaluate(experiment, store, made.checkpoint, None, detected)
-    wrong = like(experiment, Path(experiment.output), evaluate={"kinds": ["supernova"]})
-    with pytest.raises(ConfigError, match="'supernova'; expected one of e.a, double-peaked"):
-        evaluate(wrong, store, made.checkpoint, made.scores, detected)
     with pytest.raises(CheckpointError, match="is not of model"):
         evaluate(experiment, store, made.checkpoint, detected["pca"], {})
     unfinished = store.create_layer("detect-unfinished", {"pca": ("f4", ())}, {"scores": ["pca"]})

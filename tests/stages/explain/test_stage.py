@@ -8,21 +8,22 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from distspec import explainers
 from distspec.config import Experiment
 from distspec.detectors.explainable import Explainable
 from distspec.detectors.neural.scores import ModelScores
 from distspec.errors import DistspecError, DistspecWarning, LayoutError, ShardError
 from distspec.explainers.ascent import Path as Way
 from distspec.explainers.ascent import ascend, growth
-from distspec.explainers.build import build_explainer
 from distspec.explainers.lime import LimeExplainer
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products
-from distspec.results.explanations import Explained, Explanation
+from distspec.results.explanations import Explanations, RowExplanation
 from distspec.results.layout import ascent_layer, explain_layer
-from distspec.results.lines import Diagnosed
+from distspec.results.lines import LineResults
 from distspec.results.scores import Scores
-from distspec.stages.explain.stage import ascents_of, explain, explanations_of, follow, ordinary_covariance
+from distspec.stages.explain import stage as explain_stage
+from distspec.stages.explain.stage import ascents_of, explain, explanations_of, ordinary_covariance
 from distspec.store import Layer, SpectraStore
 from tests.support.small import contents, small
 
@@ -55,7 +56,7 @@ def test_workers_explain_as_one_process_does(done: tuple[Experiment, Products]) 
     rows = layer.read("row")[:3]
     scores = Explainable(("mse", "chi2"), ModelScores(made.checkpoint, experiment.score))
     (method,) = experiment.explain.methods
-    local = build_explainer(method, made.store.grid, experiment.seed, rest=True)
+    local = explainers.build(method, made.store.grid, experiment.seed, rest=True)
     found = local.explain(scores, made.store.take(rows))
     np.testing.assert_allclose(layer.read("weights")[:3], found.weights, rtol=1e-3, atol=1e-4)
     for name, values in found.more.items():
@@ -121,7 +122,7 @@ def test_every_method_explains_every_score(copied: tuple[Experiment, Products, S
         assert (weights.transpose(0, 2, 1)[~good] == 0).all()
     assert found["imo"].read("windows").shape == (len(rows), 2, 2, 240)
     # What is shown of a row: by how much integrated gradients miss the change of the score, and what windows say.
-    explained, layer = Explained(copied[2], found, "mse"), found["integrated_gradients"]
+    explained, layer = Explanations(copied[2], found, "mse"), found["integrated_gradients"]
     shown = {one.method: one for one in explained.all(int(rows[0]))}
     missing, total = layer.read("missing")[0, 0], layer.read("weights")[0, 0].sum(dtype=np.float64)
     assert shown["integrated_gradients"].missing == pytest.approx(abs(missing / (total - missing)), rel=1e-4)
@@ -188,7 +189,7 @@ def test_a_spectrum_that_fails_takes_no_other_with_it(
 
     (method,) = copied[0].explain.methods
     explainer = Failing(method, store.grid, 0)
-    monkeypatch.setattr("distspec.stages.explain.workers.build_explainer", lambda *_, **__: explainer)
+    monkeypatch.setattr("distspec.explainers.build", lambda *_, **__: explainer)
     path = Path(store.path).parent / "ids.txt"
     path.write_text("\n".join(store.column("id", usable).astype(str)))
     layer = explained_with(copied, ids=str(path))["lime"]
@@ -200,7 +201,7 @@ def test_a_spectrum_that_fails_takes_no_other_with_it(
         monkeypatch.setattr(Failing, "_one", lambda *_: (_ for _ in ()).throw(RuntimeError("nothing works")))
         explained_with(copied, ids=str(path), fraction=0.5)
     # It is left out of what is shown.
-    explained = Explained(store, {"lime": layer}, "mse")
+    explained = Explanations(store, {"lime": layer}, "mse")
     assert explained.find(poison) is None
     assert explained.find(int(usable[0])) is not None
 
@@ -210,7 +211,7 @@ def test_a_region_counts_by_its_weight_and_not_by_its_width(done: tuple[Experime
     grid, row = made.store.grid, int(made.lines.read("row")[0])
     edges, weights = grid.edges[[0, 30, 40, 100, 200, 240]], np.array([0, 1, 0, 1, 0], np.float32)
     good = np.ones(grid.pixels, bool)
-    told = Diagnosed(made.store, made.lines).one(row, Explanation("lime", "mse", edges, weights), good, 0.1)
+    told = LineResults(made.store, made.lines).one(row, RowExplanation("lime", "mse", edges, weights), good, 0.1)
     assert (told.regions[0].low, told.regions[0].high) == pytest.approx((edges[1], edges[2]))
     assert told.regions[0].share == pytest.approx(0.5)
 
@@ -312,7 +313,9 @@ def test_only_unfinished_ways_are_made_again(whole: tuple[Experiment, Products])
     before = contents(folder)
     stamp = (folder / "arc/c/0/0").stat().st_mtime_ns
     (folder / "commits/c/1").unlink()
-    layer = follow(experiment, SpectraStore.open(made.store.path, write=True), made.checkpoint, made.scores)
+    layer = explain_stage.ascend(
+        experiment, SpectraStore.open(made.store.path, write=True), made.checkpoint, made.scores
+    )
     assert layer.pending() == []
     assert contents(folder) == before
     assert (folder / "arc/c/0/0").stat().st_mtime_ns == stamp
@@ -328,7 +331,7 @@ def test_without_a_density_or_when_told_so_nothing_is_followed(
     experiment, made = whole
     off = small(Path(experiment.output), explain={"ascent": False})
     assert off.explain.ascent is None
-    assert follow(off, made.store, made.checkpoint, made.scores) is None
+    assert explain_stage.ascend(off, made.store, made.checkpoint, made.scores) is None
     assert ascents_of(off, made.store, made.scores) is None
 
 

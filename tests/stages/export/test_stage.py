@@ -1,7 +1,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 import tracemalloc
 import warnings
@@ -30,6 +29,7 @@ from distspec.stages.order import STAGES
 from distspec.stages.stage import Exported
 from distspec.store import SpectraStore
 from tests.support.catalogues import add_scores, catalogue, make_catalogue
+from tests.support.processes import finished
 
 
 @pytest.fixture(params=["int64", "text"])
@@ -345,7 +345,7 @@ def test_the_command_names_what_it_wrote(done: tuple[Experiment, Products], tmp_
     target = tmp_path / f"table.{form}"
     command = [sys.executable, "-m", "distspec", "export", str(output / "experiment.toml")]
     command += [f"export.format={form}", f"export.to={target}", f"output={output}"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    told = finished(command)
     assert told.returncode == 0, told.stderr
     assert re.search(rf"export   {re.escape(str(target))}: 700 rows of \d+ columns", told.stdout)
     if form == "parquet":

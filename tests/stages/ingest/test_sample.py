@@ -17,6 +17,8 @@ from distspec.spectra import Columns, Spectra, Status, WaveGrid
 from distspec.stages.ingest.sample import Block, check, compute
 from distspec.store.frozen import Statistics
 
+pytestmark = pytest.mark.numeric
+
 PIXELS = 40
 GRID = WaveGrid("linear", 4000.0, 2.0, PIXELS)
 

@@ -7,6 +7,7 @@ import pytest
 from distspec.config import Experiment, Simulate
 from distspec.errors import LayoutError, SourceError
 from distspec.pipeline import Products
+from distspec.runtime.threads import one_thread
 from distspec.sources import Piece
 from distspec.sources.simulation.survey import SimulatedSurvey
 from distspec.spectra import Status, first_reasons
@@ -15,6 +16,8 @@ from distspec.stages.ingest.workers import Ingester
 from distspec.store import SpectraStore
 from tests.support.small import contents, small
 from tests.support.survey_files import write_sdss
+
+pytestmark = pytest.mark.numeric
 
 
 def simulated(experiment: Experiment) -> SimulatedSurvey:
@@ -48,7 +51,9 @@ def test_any_number_of_workers_and_a_second_run_give_the_same_bytes(
     assert stamps == {path: os.stat(path).st_mtime_ns for path in Path(store.path).rglob("c/*")}
 
 
-def test_only_unfinished_shards_are_done_again(done: tuple[Experiment, Products], tmp_path: Path) -> None:
+def test_only_unfinished_shards_are_done_again(
+    done: tuple[Experiment, Products], tmp_path: Path, four_threads: None
+) -> None:
     _, made = done
     experiment = small(tmp_path / "out")
     store = ingest(experiment)
@@ -121,6 +126,7 @@ def test_a_shard_is_prepared_the_same_however_it_is_batched(
     monkeypatch.setattr("distspec.stages.ingest.workers._BATCH", 37)
     store = ingest(again)  # makes the store; workers use the usual batch
     (Path(store.path) / "base/commits/c/0").unlink()
-    Ingester(again, store.path)((0, [Piece("block-000000", 0, 128)]))
+    with one_thread():
+        Ingester(again, store.path)((0, [Piece("block-000000", 0, 128)]))
     assert contents(Path(store.path) / "base") == whole
     assert experiment.ingest == again.ingest

@@ -4,7 +4,6 @@ import csv
 import html
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from distspec import explainers
 from distspec.config import Dense, Experiment, load
 from distspec.detectors.neural.reconstruction import SCORES
 from distspec.errors import CheckpointError, ConfigError, LayoutError, ShardError, StoreError
-from distspec.explainers.baselines import Ordinary
-from distspec.explainers.build import build_explainer
+from distspec.explainers.baselines import Baselines
 from distspec.models.autoencoders.dense import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
-from distspec.results.ascents import Ways
+from distspec.results.ascents import Ascents
 from distspec.results.layout import (
     explain_layer,
     model_folder,
@@ -31,13 +30,14 @@ from distspec.results.layout import (
 )
 from distspec.spectra import Spectra, Status, WaveGrid
 from distspec.spectra.lines.changes import changes
-from distspec.stages.explain.selection import Chosen
+from distspec.stages.explain.selection import SelectedRows
 from distspec.stages.explain.stage import ExplainWorker
 from distspec.stages.order import STAGES
 from distspec.stages.report.stage import report
 from distspec.stages.score.workers import Scorer
 from distspec.stages.stage import Job, Products
-from distspec.store import Layer, SpectraStore, field_of
+from distspec.store import Layer, SpectraStore, StoreSpec, field_of
+from tests.support.processes import finished
 
 HOSTILE = "<script>alert(1)</script>"
 ROWS = 600
@@ -122,15 +122,17 @@ def _make(folder: Path, frame: str, truth: bool = True, overrides: tuple[str, ..
     recipe = recipe_digest(experiment)
     store = SpectraStore.create(
         store_path(experiment),
-        grid=GRID,
-        frame=frame,
-        rows=ROWS,
-        shard_rows=SHARD,
-        chunk_rows=50,
-        columns={name: field_of(values) for name, values in columns.items()},
-        digest="0123456789ab",
-        recipe=recipe,
-        settings={},
+        StoreSpec(
+            grid=GRID,
+            frame=frame,
+            rows=ROWS,
+            shard_rows=SHARD,
+            chunk_rows=50,
+            columns={name: field_of(values) for name, values in columns.items()},
+            digest="0123456789ab",
+            recipe=recipe,
+            settings={},
+        ),
     )
     for shard in range(store.shards):
         part = slice(*store.base.bounds(shard))
@@ -165,7 +167,7 @@ def _explain(experiment: Experiment, store: SpectraStore, scores: Layer, model_a
     values = scores.read("mse")
     rows = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")[::-1][:count].astype(np.int64)
     (method,) = experiment.explain.methods
-    explainer = build_explainer(method, GRID, experiment.seed, rest=True)
+    explainer = explainers.build(method, GRID, experiment.seed, rest=True)
     layer = store.create_layer(
         explain_layer(experiment, method, [scores]),
         {"row": ("i8", ()), "rank": ("i8", (1,)), "reason": ("string", ())} | explainer.fields(1),
@@ -173,11 +175,11 @@ def _explain(experiment: Experiment, store: SpectraStore, scores: Layer, model_a
         rows=count,
         shard_rows=5,
     )
-    ordinary = Ordinary.of(store, rows, experiment.seed, (method,))
+    ordinary = Baselines.of(store, rows, experiment.seed, (method,))
     worker = ExplainWorker(store.path, model_at, {layer.name: method}, ordinary, experiment)
     for shard in range(layer.shards):
         part = slice(*layer.bounds(shard))
-        worker((layer.name, shard, Chosen(rows[part], np.arange(count)[part, None])))
+        worker((layer.name, shard, SelectedRows(rows[part], np.arange(count)[part, None])))
     return layer
 
 
@@ -236,7 +238,7 @@ def test_ids_keep_every_digit_in_a_browser(made: Made, table: list[dict[str, str
         pytest.skip("no Chromium to open the page with")
     words = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
     address = report_path(made[0]).as_uri()
-    shown = subprocess.run([browser, *words, address], capture_output=True, text=True, timeout=120, check=True).stdout
+    shown = finished([browser, *words, address]).stdout
     assert "bk-" in shown, "the page's scripts did not run"
     seen = " ".join(re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", shown, flags=re.DOTALL).split())
     for row in table[:10]:
@@ -394,7 +396,7 @@ def test_a_failed_write_leaves_the_old_page(made: Made, monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("distspec.stages.report.stage.os.replace", refuse)
+    monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(StoreError, match="No space left"):
         page_of(*made)
     assert report_path(made[0]).read_bytes() == before
@@ -438,7 +440,7 @@ def told(whole: tuple[Experiment, Products]) -> str:
 def test_a_card_tells_its_way_to_higher_probability(whole: tuple[Experiment, Products], told: str) -> None:
     experiment, made = whole
     page = made.report.read_text("utf-8")
-    ways = Ways(made.ascents)
+    ways = Ascents(made.ascents)
     scores = made.scores.read("density")
     best = np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")[: experiment.report.spectra]
     for row in best.tolist():

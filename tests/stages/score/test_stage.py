@@ -18,6 +18,8 @@ from distspec.store import SpectraStore
 from tests.conftest import make_store
 from tests.support.small import contents, small
 
+pytestmark = pytest.mark.numeric
+
 
 def test_scores_are_those_of_one_plain_pass(done: tuple[Experiment, Products]) -> None:
     experiment, made = done

@@ -3,12 +3,13 @@
 import numpy as np
 import torch
 
+from distspec import models
 from distspec.config import Convolutional, Experiment
-from distspec.models.build import build_autoencoder
 from distspec.models.training.feed import Feed
 from distspec.models.training.group import ALONE
 from distspec.pipeline import Products
-from distspec.stages.train.accuracy import ROWS, as_text, measure
+from distspec.stages.train.accuracy import as_text, measure
+from distspec.statistics.summaries import TABLE_ROWS
 
 
 def test_the_table_is_what_numpy_says(whole: tuple[Experiment, Products]) -> None:
@@ -43,7 +44,7 @@ def test_the_table_is_what_numpy_says(whole: tuple[Experiment, Products]) -> Non
 def test_errors_of_a_convolutional_model_are_those_of_scaled_flux(whole: tuple[Experiment, Products]) -> None:
     experiment, made = whole
     torch.manual_seed(1)
-    model = build_autoencoder(Convolutional(channels=(4, 2)), made.store.grid).eval()
+    model = models.build(Convolutional(channels=(4, 2)), made.store.grid).eval()
     feed = Feed(made.store.path, experiment.train, experiment.seed)
     found = measure(model, feed, ALONE)
     spectra = made.store.take(np.flatnonzero(feed.validation))
@@ -62,6 +63,6 @@ def test_as_text_it_has_a_line_for_each_statistic_and_third(whole: tuple[Experim
     lines = as_text(table).splitlines()
     assert lines[0].startswith(f"errors of {table['spectra']} validation spectra")
     assert f"R² {table['r2']:.4f}" in lines[0]
-    assert [line.split("  ")[0] for line in lines[2:9]] == list(ROWS)
+    assert [line.split("  ")[0] for line in lines[2:9]] == list(TABLE_ROWS)
     assert sum(line.startswith("S/N") for line in lines) == 3
     assert as_text({"spectra": 0}) == "no spectrum was kept for validation"

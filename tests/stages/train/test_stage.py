@@ -15,6 +15,7 @@ from distspec.pipeline import Products
 from distspec.results.layout import model_folder
 from distspec.runtime.tracking import tracking_uri
 from distspec.stages.train.stage import train
+from tests.support.processes import PATIENCE
 from tests.support.small import contents, small
 
 
@@ -96,9 +97,8 @@ TWO = {"workers": 2, "epochs": 4, "batch": 64, "model": {"hidden": [32], "latent
 
 def kill_a_worker(state: Path) -> list[int]:
     """Kill one of the training workers as soon as an epoch is kept; give its process number."""
-    for _ in range(2400):
-        if (state / "first/epoch-00000/state.json").is_file():
-            break
+    deadline = time.monotonic() + PATIENCE
+    while not (state / "first/epoch-00000/state.json").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
     session = {raylet.pid for raylet in psutil.Process().children() if "raylet" in " ".join(cmdline(raylet))}
     for process in psutil.process_iter():

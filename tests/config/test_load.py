@@ -1,7 +1,7 @@
 from pathlib import Path
 
+import hypothesis
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from distspec.config import Experiment, digest, dump, load, presets
@@ -25,7 +25,8 @@ def test_presets_load_and_survive_dump_and_load(name: str, tmp_path: Path) -> No
     assert load(str(file)) == settings
 
 
-@given(
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
     epochs=st.integers(1, 10**6),
     rate=st.floats(1e-12, 1e3),
     hidden=st.lists(st.integers(1, 5000), max_size=5),
@@ -68,6 +69,8 @@ def test_another_kind_replaces_the_whole_table() -> None:
         ("detect.detectors=[{kind='pca', name='region'}]", "a detector cannot be named 'region', which tells what led"),
         ("detect.detectors=[{kind='lof'}]", "expected one of 'pca', 'forest', 'isolation', 'fisher'"),
         ("evaluate.levels=[2.0]", "setting 'evaluate.levels.0'"),
+        ("evaluate.kinds=['supernova']", "setting 'evaluate.kinds.0': Input should be 'e+a', 'double-peaked', "),
+        ("evaluate.kinds=['blend', 'x']", "'redshift-error' or 'calibration-step', got 'x'"),
         ("name='../evil'", "setting 'name'"),
         ("preset=nothing", "no preset 'nothing'"),
         ("epochs", "is not an assignment"),

@@ -1,0 +1,31 @@
+"""One thread for all work whose bits are promised.
+
+A library that cuts a sum among threads rounds it otherwise than in one, and a worker has one core where the driver has
+all of them. So whatever ends in a store, in scores, explanations or facts is computed under `one_thread`, by whomever.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Its BLAS is another copy than numpy's, and only pools of libraries that are loaded can be limited.
+import scipy.linalg  # noqa: F401
+import torch
+from threadpoolctl import threadpool_limits
+
+__all__ = ["one_thread"]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Hold every pool of threads of this process (BLAS of numpy and scipy, OpenMP, torch) to one; a decorator too.
+
+    It knows the libraries that are loaded when it is entered, and may be entered again within itself once there are
+    more of them.
+    """
+    threads = torch.get_num_threads()
+    with threadpool_limits(limits=1):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
