@@ -31,7 +31,9 @@ def test_all_stages_leave_what_they_promise(done: tuple[Experiment, Products]) -
 def test_a_second_run_changes_no_result(done: tuple[Experiment, Products]) -> None:
     experiment, made = done
     before = contents(Path(made.store.path)) | contents(Path(made.checkpoint.folder))
-    run(experiment)
+    said: list[str] = []
+    run(experiment, say=said.append)
+    assert said == ["already done: ingest, train, score, compare, explain, cluster"]
     assert contents(Path(made.store.path)) | contents(Path(made.checkpoint.folder)) == before
 
 

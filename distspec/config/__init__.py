@@ -4,28 +4,28 @@ A TOML file states only what differs. Choices are unions told apart by `kind`. `
 that made them, so a new setting never overwrites an old result. The sentence under a setting says what it means, its
 unit included; `distspec config --explain` prints it.
 
-    base.py         what all settings share; names of scores
-    experiment.py   all settings of one experiment, and what must hold between them
-    load.py         TOML -> settings -> TOML; their differences and their digest
-    reference.py    what each setting means, may be and is by default, as text
-    presets/        recipes of papers and surveys
+- `base`: what all settings share; names of scores.
+- `experiment`: all settings of one experiment, and what must hold between them.
+- `load`: TOML -> settings -> TOML; their differences and their digest.
+- `reference`: what each setting means, may be and is by default, as text.
+- `presets/`: recipes of papers and surveys.
 
-    fetch.py        archives, and how gently they are asked
-    ingest.py       survey, recipe, store, value-added tables
-    sources.py      where spectra come from
-    prepare.py      the recipe: grid, sky, dust, norm, cuts, statistics of the sample
-    train.py        which network, on what machines
-    models.py       autoencoders, densities of their latents, how each is fitted
-    tune.py         trials of training, between which values
-    score.py        scores of residuals
-    detect.py       classical detectors
-    compare.py      lists of detectors, side by side
-    explain.py      explaining methods, segments, perturbations, ascents of the density
-    cluster.py      groups of explanations
-    evaluate.py     anomalies that are planted
-    report.py       how much the page shows
-    export.py       tables for other programs
-    runtime.py      Ray and MLflow
+- `fetch`: archives, and how gently they are asked.
+- `ingest`: survey, recipe, store, value-added tables.
+- `sources`: where spectra come from.
+- `prepare`: the recipe: grid, sky, dust, norm, cuts, statistics of the sample.
+- `train`: which network, on what machines.
+- `models`: autoencoders, densities of their latents, how each is fitted.
+- `tune`: trials of training, between which values.
+- `score`: scores of residuals.
+- `detect`: classical detectors.
+- `compare`: lists of detectors, side by side.
+- `explain`: explaining methods, segments, perturbations, ascents of the density.
+- `cluster`: groups of explanations.
+- `evaluate`: anomalies that are planted.
+- `report`: how much the page shows.
+- `export`: tables for other programs.
+- `runtime`: Ray and MLflow.
 """
 
 from distspec.config.base import ENSEMBLES, METRICS, RECONSTRUCTION, ScoreName, Settings, metric_scores
