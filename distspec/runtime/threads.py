@@ -11,12 +11,12 @@ is given, one in a worker and all cores in the driver: its weights are the same 
 driver, the same number of cores. A model that is trained anew with other kernels is another one, as by another seed.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Its BLAS is another copy than numpy's, and only pools of libraries that are loaded can be limited.
 import scipy.linalg  # noqa: F401
-import torch
 from threadpoolctl import threadpool_limits
 
 __all__ = ["one_thread"]
@@ -29,10 +29,14 @@ def one_thread() -> Iterator[None]:
     It knows the libraries that are loaded when it is entered, and may be entered again within itself once there are
     more of them.
     """
-    threads = torch.get_num_threads()
+    # Not loaded for its sake: it takes seconds, and a worker that computes without it starts without it.
+    torch = sys.modules.get("torch")
+    threads = 1 if torch is None else torch.get_num_threads()
     with threadpool_limits(limits=1):
-        torch.set_num_threads(1)
+        if torch is not None:
+            torch.set_num_threads(1)
         try:
             yield
         finally:
-            torch.set_num_threads(threads)
+            if torch is not None:
+                torch.set_num_threads(threads)

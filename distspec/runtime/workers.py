@@ -15,21 +15,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import cloudpickle
-import numpy as np
 import ray
-import ray.data
 from ray.util import ActorPool
 
 from distspec.config import Runtime
-from distspec.errors import ConfigError, DistspecError, ShardError
+from distspec.errors import ConfigError
+from distspec.runtime.actors import ActorWorker, PoolWorker, Prepared, Work, apply_work, unpack
 from distspec.runtime.progress import progress
-from distspec.runtime.threads import one_thread
-from distspec.store import limit_threads
 
-__all__ = ["Work", "connect", "dask_scheduler", "map_actors", "map_shards", "require_resources", "workers_of"]
-
-Work = Callable[[Any], Any]
-"""One worker's function; made in the worker by calling an importable factory with small arguments."""
+__all__ = ["connect", "dask_scheduler", "map_actors", "map_shards", "require_resources", "workers_of"]
 
 
 def connect(settings: Runtime, training_workers: int = 0) -> None:
@@ -147,11 +141,14 @@ def map_shards(
     if here or (len(items) == 1 and not settings.gpus_per_worker):
         yield from _apply_here(factory, arguments, items, label)
         return
+    # Imported here: it takes a second, and whoever only plans or works alone does without.
+    import ray.data
+
     _quiet_ray_data()
     packed = cloudpickle.dumps((os.getcwd(), factory, arguments))
     dataset = ray.data.from_items([{"item": cloudpickle.dumps(item)} for item in items], override_num_blocks=len(items))
     results = dataset.map_batches(
-        _PoolWorker,
+        PoolWorker,
         batch_size=1,
         fn_constructor_args=(packed,),
         compute=ray.data.ActorPoolStrategy(size=workers_of(settings, len(items))),
@@ -159,7 +156,7 @@ def map_shards(
         num_gpus=settings.gpus_per_worker or None,
     )
     for row in progress(results.iter_rows(), len(items), label):
-        yield _unpack(row["result"])
+        yield unpack(row["result"])
 
 
 def map_actors(
@@ -176,85 +173,25 @@ def map_actors(
         yield from _apply_here(factory, arguments, items, label)
         return
     packed = cloudpickle.dumps((os.getcwd(), factory, arguments))
-    actor = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=1, num_gpus=settings.gpus_per_worker)(
-        _ActorWorker
-    )
+    actor = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=1, num_gpus=settings.gpus_per_worker)(ActorWorker)
     pool = ActorPool([actor.remote(packed) for _ in range(workers_of(settings, len(items)))])
     results = pool.map_unordered(lambda worker, item: worker.apply.remote(item), [cloudpickle.dumps(i) for i in items])
     for result in progress(results, len(items), label):
-        yield _unpack(result)
+        yield unpack(result)
 
 
 def _apply_here(
     factory: Callable[..., Work], arguments: tuple[Any, ...], items: Sequence[Any], label: str
 ) -> Iterator[Any]:
     """Do items in this process: the start of a worker would take longer than most."""
-    work = _Made(factory, arguments)
-    yield from progress((_apply(work, item) for item in items), len(items), label)
-
-
-def _apply(work: Work, item: Any) -> Any:
-    """Call the work; what it does not raise as an error of ours becomes a ShardError."""
-    try:
-        return work(item)
-    except DistspecError:
-        raise
-    except Exception as error:
-        raise ShardError(f"a worker failed: {type(error).__name__}: {error}") from error
-
-
-class _Made:
-    """Work that is made with its first item, and done in one thread: here or in a worker must not show."""
-
-    def __init__(self, factory: Callable[..., Work], arguments: tuple[Any, ...]) -> None:
-        self._factory, self._arguments = factory, arguments
-        self._work: Work | None = None
-
-    def __call__(self, item: Any) -> Any:
-        if self._work is None:
-            with one_thread():
-                self._work = self._factory(*self._arguments)
-        # Again, since making it may have loaded libraries with pools of their own.
-        with one_thread():
-            return self._work(item)
-
-
-class _ActorWorker:
-    """Applies work to items; failures travel back as values, so that none is retried."""
-
-    def __init__(self, packed: bytes) -> None:
-        # Relative paths in the settings mean the same for every worker as for the driver.
-        folder, factory, arguments = cloudpickle.loads(packed)
-        os.chdir(folder)
-        # One core each: otherwise every worker of a machine takes all of it.
-        limit_threads(1)
-        self._work = _Made(factory, arguments)
-
-    def apply(self, item: bytes) -> bytes:
-        try:
-            result = _apply(self._work, cloudpickle.loads(item))
-        except DistspecError as error:
-            result = error
-        packed: bytes = cloudpickle.dumps(result)
-        return packed
-
-
-class _PoolWorker(_ActorWorker):
-    """The same behind the interface of Ray Data: a batch of one row in, one row out."""
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"result": np.array([self.apply(batch["item"][0])], dtype=object)}
-
-
-def _unpack(packed: bytes) -> Any:
-    result = cloudpickle.loads(packed)
-    if isinstance(result, Exception):
-        raise result
-    return result
+    work = Prepared(factory, arguments)
+    yield from progress((apply_work(work, item) for item in items), len(items), label)
 
 
 def _quiet_ray_data() -> None:
     """Leave the screen to our own progress bars."""
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
