@@ -62,6 +62,7 @@ def test_chunks_partition_the_pixels(pixels: int, window: int, offset: int) -> N
     assert np.bincount(found).max() <= window
 
 
+@pytest.mark.slow
 def test_algorithm_1_word_for_word_gives_the_same(spectra: Spectra, checkpoint: Checkpoint, device: str) -> None:
     some, near = all_good(spectra)[[30]], all_good(spectra)[[1, 5, 9]]
     for name in ("chi2", "relative_trimmed"):

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from markupsafe import Markup
 from distspec.config import Experiment, dump
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products, plan, run, told
+from distspec.results.facts import Facts
 from distspec.stages.order import STAGES
 from distspec.stages.report.page import render_section
-from distspec.stages.stage import Comparison, Facts, Job, Section, Stage, State
+from distspec.stages.stage import Comparison, Job, Section, Stage, State
 from distspec.store import Layer, SpectraStore
 
 NAMES = [stage.name for stage in STAGES]
@@ -50,10 +51,10 @@ def identity(product: Any) -> Any:
         case Checkpoint():
             return product.folder, product.sha256, json.dumps(product.facts, sort_keys=True)
         case Comparison():
-            return product.folder, json.dumps(product.facts, sort_keys=True), identity(product.ensembles)
+            return product.folder, json.dumps(product.content, sort_keys=True), identity(product.ensembles)
         case Facts():
-            return product.folder, json.dumps(product.facts, sort_keys=True)
-        case dict():
+            return product.folder, json.dumps(product.content, sort_keys=True)
+        case Mapping():
             return {name: identity(value) for name, value in product.items()}
     return product
 
@@ -172,14 +173,14 @@ def test_a_run_says_what_is_done_already_and_makes_the_rest(
     made = run(copied, say=said.append)
     earlier = [stage.name for stage in IN_RUN if stage.name != "report"]
     assert said == [f"already done: {', '.join(earlier)}"]
-    facts = made.clusters.facts
+    content = made.clusters.content
     shutil.rmtree(made.clusters.folder)
     assert states(copied)["cluster"] == State(0, 1, "clusterings", "these explanations are not clustered")
     said.clear()
     again = run(copied, say=said.append)
     before = earlier[: earlier.index("cluster")]
     assert said == [f"already done: {', '.join(before)}", "already done: evaluate"]
-    assert json.dumps(again.clusters.facts) == json.dumps(facts) == json.dumps(whole[1].clusters.facts)
+    assert again.clusters.content == content == whole[1].clusters.content
 
 
 def test_a_plan_of_what_is_half_done_counts_it(whole: tuple[Experiment, Products], copied: Experiment) -> None:
