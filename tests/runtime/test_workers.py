@@ -63,10 +63,13 @@ class Folder:
 
 
 @both
-def test_every_item_is_done_once_in_workers(ray_session: None, spread: Callable[..., Any]) -> None:
-    results = list(spread(Squares, (), range(7), TWO))
-    assert sorted(result[:2] for result in results) == [(item, item**2) for item in range(7)]
-    assert os.getpid() not in {process for *_, process in results}
+def test_every_item_is_done_once_in_workers_as_it_is_here(ray_session: None, spread: Callable[..., Any]) -> None:
+    apart = list(spread(Squares, (), range(5), TWO))
+    assert os.getpid() not in {process for *_, process in apart}
+    here = list(map_shards(Squares, (), range(5), TWO, here=True))
+    assert {process for *_, process in here} == {os.getpid()}
+    assert sorted(result[:2] for result in apart) == [result[:2] for result in here]
+    assert [result[:2] for result in here] == [(item, item**2) for item in range(5)]
 
 
 @both
@@ -75,17 +78,9 @@ def test_a_single_item_is_done_here_and_needs_no_ray(spread: Callable[..., Any])
     assert list(spread(Squares, (), [], TWO)) == []
 
 
-def test_here_it_comes_in_order_and_equals_what_workers_give(ray_session: None) -> None:
-    here = list(map_shards(Squares, (), range(5), TWO, here=True))
-    assert [item for item, *_ in here] == list(range(5))
-    assert {process for *_, process in here} == {os.getpid()}
-    apart = map_shards(Squares, (), range(5), TWO)
-    assert sorted(result[:2] for result in apart) == [result[:2] for result in here]
-
-
 @both
-@pytest.mark.parametrize("items", [[2], [1, 2, 3]])
-def test_a_failure_in_a_worker_arrives_as_one_line_and_is_not_tried_again(
+@pytest.mark.parametrize("items", [[2], pytest.param([1, 2, 3], marks=pytest.mark.slow)])
+def test_a_failure_arrives_as_one_line_and_is_not_tried_again(
     ray_session: None, tmp_path: Path, spread: Callable[..., Any], items: list[int]
 ) -> None:
     with pytest.raises(ShardError, match=r"^a worker failed: ZeroDivisionError: by nothing$"):
@@ -94,20 +89,23 @@ def test_a_failure_in_a_worker_arrives_as_one_line_and_is_not_tried_again(
 
 
 @both
+@pytest.mark.parametrize("items", [[20], pytest.param([10, 20, 30], marks=pytest.mark.slow)])
 def test_an_error_of_ours_keeps_the_rows_that_it_names(
-    ray_session: None, tmp_path: Path, spread: Callable[..., Any]
+    ray_session: None, tmp_path: Path, spread: Callable[..., Any], items: list[int]
 ) -> None:
     with pytest.raises(ShardError, match=r"^rows 20 to 30 are damaged$") as caught:
-        list(spread(Fails, (str(tmp_path),), [10, 20, 30], TWO))
+        list(spread(Fails, (str(tmp_path),), items, TWO))
     assert caught.value.rows == (20, 30)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_time(ray_session: None, tmp_path: Path) -> None:
     results = sorted(map_shards(Dies, (str(tmp_path / "mark"),), [1, 2, 3, 4], TWO))
     assert (tmp_path / "mark").exists()
     assert results == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_worker_works_in_the_folder_of_the_driver(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
