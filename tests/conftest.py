@@ -10,6 +10,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
+from xdist.scheduler import LoadFileScheduling
 
 from distspec.config import Dense, Experiment
 from distspec.models.autoencoders.dense import DenseAutoencoder
@@ -42,24 +44,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="torch device of the model tests: cpu or cuda")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
         if "gpu" in item.keywords and config.getoption("--device") == "cpu":
             item.add_marker(pytest.mark.skip(reason="needs a GPU: run with --device cuda"))
-    # The long groups first, so that both processes end at about the same time.
-    items.sort(key=lambda item: group_of(item) not in ("whole", "done"))
+    # The long ones first, so that both processes end at about the same time.
+    items.sort(key=lambda item: not ROOM_OF_RUNS & set(item.path.parts))
 
 
-def group_of(item: pytest.Item) -> str:
-    """Name what goes to one process: all that share an experiment, so that it is made once; else a file."""
-    used = set(getattr(item, "fixturenames", ()))
-    if "whole" in used:
-        return "whole"
-    return "done" if used & {"done", "ray_session"} else item.nodeid.split("::")[0]
+ROOM_OF_RUNS = {"stages", "runtime", "test_pipeline.py", "test_frozen_names.py"}
+"""Where tests start Ray."""
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """A file is one process's, and all files that share the whole run are, so that it is made once."""
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "whole" if shares_the_whole_run(config.rootpath / file) else file
+
+    return ByFile(config, log)
+
+
+@cache
+def shares_the_whole_run(file: Path) -> bool:
+    return file.is_file() and "whole: tuple[Experiment, Products]" in file.read_text("utf-8")
 
 
 @pytest.fixture(scope="session")
