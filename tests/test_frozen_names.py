@@ -352,6 +352,7 @@ def test_digests_of_results_are_frozen(tmp_path: Path, basetemp: Path) -> None:
     require("made up", made_up(tmp_path), basetemp)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["printed", "files", "layers", "tables", "facts", "runs", "page"])
 def test_names_of_a_run_are_frozen(part: str, found: dict[str, Any], basetemp: Path) -> None:
     require(part, found[part], basetemp)

@@ -35,6 +35,7 @@ def extended(path: Path, parts: list[int], shard_rows: int, chunk_rows: int) -> 
     return store, whole
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     parts=st.lists(st.integers(1, 30), min_size=2, max_size=4),

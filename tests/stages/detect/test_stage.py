@@ -16,6 +16,7 @@ from distspec.results.layout import detector_folder
 from distspec.runtime.tracking import tracking_uri
 from distspec.spectra import Spectra, WaveGrid
 from distspec.stages.detect import stage as module
+from distspec.stages.detect import workers
 from distspec.stages.detect.stage import detect, detections_of
 from distspec.statistics.holdout import held_out
 from distspec.store import SpectraStore
@@ -137,7 +138,7 @@ def test_what_is_done_is_not_done_again(
     fitted: tuple[Experiment, Any], survey: SpectraStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment, layers = fitted
-    monkeypatch.setattr(module, "Run", None)
+    monkeypatch.setattr(module, "stage_run", None)
     again = detect(experiment, survey)
     assert {name: layer.name for name, layer in again.items()} == {name: layer.name for name, layer in layers.items()}
 
@@ -171,9 +172,9 @@ def test_a_detector_that_cannot_be_fitted_is_named(grid: WaveGrid, tmp_path: Pat
 
 
 def test_a_score_that_is_not_finite_names_its_row() -> None:
-    module._require_finite(np.ones(3, np.float32), np.arange(3), "pca")
+    workers._require_finite(np.ones(3, np.float32), np.arange(3), "pca")
     with pytest.raises(ShardError, match=r"row 7 \(and 1 more of rows 5-9\) has no finite score pca"):
-        module._require_finite(np.array([1, 2, np.nan, np.inf]), np.array([5, 6, 7, 8]), "pca")
+        workers._require_finite(np.array([1, 2, np.nan, np.inf]), np.array([5, 6, 7, 8]), "pca")
 
 
 @pytest.mark.parametrize("one", [Pca(), Forest(), Isolation(), Fisher()], ids=lambda one: one.kind)

@@ -337,6 +337,7 @@ def test_memory_does_not_grow_with_the_survey(tmp_path: Path, form: str, monkeyp
     assert peak(large, tmp_path / "l", **changes) < 2 * peak(small, tmp_path / "s", **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["parquet", "votable", "hats"])
 def test_the_command_names_what_it_wrote(done: tuple[Experiment, Products], tmp_path: Path, form: str) -> None:
     experiment, made = done

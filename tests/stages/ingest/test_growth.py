@@ -46,6 +46,7 @@ def without_metadata(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in contents(folder).items() if not name.endswith("zarr.json")}
 
 
+@pytest.mark.slow
 def test_a_nights_files_extend_the_store_and_touch_nothing_that_is_there(ray_session: None, tmp_path: Path) -> None:
     files_of(tmp_path / "files", range(13))
     experiment = survey(tmp_path, 8)
@@ -106,6 +107,7 @@ def test_a_disk_that_is_gone_is_an_error_and_not_a_shard_of_unreadable_files(ray
     assert SpectraStore.open(store.path).pending() == [1]
 
 
+@pytest.mark.slow
 def test_ids_that_come_twice_are_set_aside_once_found(ray_session: None, tmp_path: Path) -> None:
     files = files_of(tmp_path / "files", range(5))
     shutil.copy(files[2], tmp_path / "files/copy.fits")
@@ -180,6 +182,7 @@ def test_the_ledger_names_everything_that_is_set_aside(ray_session: None, tmp_pa
     assert "web page" in damaged["note"]
 
 
+@pytest.mark.slow
 def test_what_a_catalogue_wants_and_no_file_holds_is_in_the_ledger(ray_session: None, tmp_path: Path) -> None:
     files = files_of(tmp_path / "files", range(6))
     rows = [tuple(int(part) for part in file.stem.split("-")[1:]) for file in files]
@@ -293,6 +296,7 @@ def test_a_file_that_was_bad_may_be_put_right_and_comes_in_with_the_next_ingest(
     assert ingest(experiment).rows == 7
 
 
+@pytest.mark.slow
 def test_a_file_that_could_not_be_counted_loses_no_spectra_silently(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +325,7 @@ def test_a_file_that_could_not_be_counted_loses_no_spectra_silently(
     assert (again.column("file") == coadds[1].name).sum() == 11
 
 
+@pytest.mark.slow
 def test_the_ledger_comes_back_and_says_why_a_sample_is_too_small(ray_session: None, tmp_path: Path) -> None:
     files_of(tmp_path / "files", range(8))
     experiment = survey(tmp_path, sample={"impute": True}, cuts={"snr_min": 1e6})

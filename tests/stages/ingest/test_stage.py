@@ -52,6 +52,7 @@ def test_any_number_of_workers_and_a_second_run_give_the_same_bytes(
     assert stamps == {path: os.stat(path).st_mtime_ns for path in Path(store.path).rglob("c/*")}
 
 
+@pytest.mark.slow
 def test_only_unfinished_shards_are_done_again(
     done: tuple[Experiment, Products], tmp_path: Path, four_threads: None
 ) -> None:

@@ -321,6 +321,7 @@ def test_nothing_else_is_left_in_the_folder(made: Made) -> None:
     assert left == {"store.zarr", "models", "report.html", "anomalies.csv"}
 
 
+@pytest.mark.slow
 def test_an_observed_frame_moves_windows_and_lines(tmp_path: Path) -> None:
     made = _make(tmp_path, "observed")
     page = page_of(*made).read_text("utf-8")
@@ -328,6 +329,7 @@ def test_an_observed_frame_moves_windows_and_lines(tmp_path: Path) -> None:
     assert re.search(r"extreme-lines</th><td[^>]*>10/10</td><td[^>]*>10/10", page)
 
 
+@pytest.mark.slow
 def test_a_real_survey_has_no_truth_section(tmp_path: Path) -> None:
     source = ("ingest.source.kind=sdss", f'ingest.source.path="{tmp_path}"', "ingest.prepare.dust.kind=none")
     made = _make(tmp_path, "rest", truth=False, overrides=source)

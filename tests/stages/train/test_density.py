@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from distspec.config import Fit, Sliced, Spline, Train
+from distspec.models.autoencoders.dense import Progress
 from distspec.models.checkpoint import Checkpoint
 from distspec.models.flows.spline_flow import SplineFlow
 from distspec.models.training.feed import Feed
@@ -46,7 +47,7 @@ def test_labels_are_the_catalogues(store: SpectraStore) -> None:
 
 def test_a_worker_without_a_share_has_part_in_every_step() -> None:
     flow = SplineFlow(SPLINE, 2)
-    total, count = _NegativeLogLikelihood(flow)(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 0, 1)
+    total, count = _NegativeLogLikelihood(flow)(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), Progress(0, 1))
     total.backward()
     assert int(count) == 0
     assert all(weight.grad is not None and not weight.grad.any() for weight in flow.parameters())
