@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 # Before a library starts its threads, and for programs that tests start too: in many small operations they would only
 # wait for each other. A run under OMP_NUM_THREADS=4 shows what threads change.
@@ -66,19 +67,19 @@ ROOM_OF_RUNS = {"stages", "runtime", "test_pipeline.py", "test_frozen_names.py"}
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
-    """A file is one process's, and all files that share the whole run are, so that it is made once."""
+    """A file is one process's, and all files that share an experiment are, so that it is made once."""
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            return "whole" if shares_the_whole_run(config.rootpath / file) else file
+            return "runs" if shares_an_experiment(config.rootpath / file) else file
 
     return ByFile(config, log)
 
 
 @cache
-def shares_the_whole_run(file: Path) -> bool:
-    return file.is_file() and "whole: tuple[Experiment, Products]" in file.read_text("utf-8")
+def shares_an_experiment(file: Path) -> bool:
+    return file.is_file() and bool(re.search(r"\b(whole|done): tuple\[Experiment, Products\]", file.read_text("utf-8")))
 
 
 @pytest.fixture(scope="session")

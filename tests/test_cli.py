@@ -208,6 +208,7 @@ def test_help_answers_without_heavy_imports() -> None:
     assert verbs == ["demo", "run", "plan", "fetch", *(stage.name for stage in STAGES), "config", "ui"]
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_line_in_a_real_process_too(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "distspec", "run", "demo", "ingest.source={kind='sdss', path='none'}"]
     words += ["ingest.prepare.dust.kind=none", f"output={tmp_path / 'out'}"]

@@ -28,6 +28,7 @@ def test_all_stages_leave_what_they_promise(done: tuple[Experiment, Products]) -
     assert not list(output.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_second_run_changes_no_result(done: tuple[Experiment, Products]) -> None:
     experiment, made = done
     before = contents(Path(made.store.path)) | contents(Path(made.checkpoint.folder))

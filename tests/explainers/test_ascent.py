@@ -185,6 +185,7 @@ def test_a_density_of_zero_gives_no_direction_and_a_cliff_is_not_climbed() -> No
     assert torch.isfinite(path.log_prob[1]).all()
 
 
+@pytest.mark.slow
 def test_latents_that_never_vary_do_not_move() -> None:
     covariance = torch.diag(torch.tensor([1.0, 0.0, 4.0], dtype=torch.float64))
     path = ascend(gaussian, outliers(), covariance=covariance)

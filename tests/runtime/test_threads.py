@@ -50,6 +50,7 @@ def test_a_decorated_function_is_held_each_time_it_is_called(four_threads: None)
     assert set(pools().values()) == {4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", [map_shards, map_actors])
 def test_work_has_one_thread_here_and_in_a_worker(ray_session: None, four_threads: None, mapping: object) -> None:
     for items in ([1], [1, 2, 3]):

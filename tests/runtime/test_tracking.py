@@ -18,6 +18,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     return small(tmp_path_factory.mktemp("out"))
 
 
+@pytest.mark.slow
 def test_a_stage_that_runs_again_goes_on_in_its_old_run(tracked: Experiment) -> None:
     with pytest.raises(KeyboardInterrupt), Run(tracked, "train", "k", {}) as first:
         first.metrics({"loss": 2.0}, 0)
@@ -52,6 +53,7 @@ def test_the_best_model_is_the_best_of_those_that_can_be_compared_with_the_newes
     assert signature.inputs.inputs[0].shape == (-1, 240)
 
 
+@pytest.mark.slow
 def test_an_unreachable_tracking_server_is_named_without_its_password(tmp_path: Path) -> None:
     experiment = small(tmp_path / "out", tracking={"uri": "http://me:secret@127.0.0.1:9"})
     with pytest.raises(ConfigError, match="cannot track runs at http://127.0.0.1:9") as caught:

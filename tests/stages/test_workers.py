@@ -25,6 +25,7 @@ def modules_with(*names: str) -> set[str]:
     return set(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
 
+@pytest.mark.slow
 def test_workers_start_without_the_libraries_of_the_driver() -> None:
     folders = [folder.name for folder in resources.files("distspec.stages").iterdir() if folder.is_dir()]
     stages = {name for name in folders if (resources.files("distspec.stages") / name / "workers.py").is_file()}

@@ -180,6 +180,7 @@ def test_the_whole_likelihood_is_that_of_all_ways_to_draw() -> None:
     assert found.within68 == (inside[0], inside[-1])
 
 
+@pytest.mark.slow
 def test_many_lists_find_the_number_that_they_are_drawn_from(rng: np.random.Generator) -> None:
     n, g = 10_000, 500
     found = [joint(draws(rng, n, g, g, g, g)) for _ in range(300)]

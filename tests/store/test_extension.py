@@ -161,6 +161,7 @@ def frozen(path: Path) -> SpectraStore:
     return store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["sample", "inventory", "layers/second-look", "base/commits"])
 @pytest.mark.parametrize("damage", ["gone", "garbled", "flipped"])
 def test_damage_beside_the_spectra_is_found_and_never_read_over(tmp_path: Path, what: str, damage: str) -> None:

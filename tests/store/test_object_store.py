@@ -59,6 +59,7 @@ def test_a_store_in_a_bucket_is_like_one_in_a_folder(bucket: str, tmp_path: Path
     np.testing.assert_array_equal(again.take(np.array([39, 2])).flux, local.take(np.array([39, 2])).flux)
 
 
+@pytest.mark.slow
 def test_layers_and_extensions_work_in_a_bucket(bucket: str, spectra: Spectra) -> None:
     store = make_store(f"{bucket}/b/s.zarr", spectra, shard_rows=16, chunk_rows=8)
     layer = store.create_layer("score-0", {"mse": ("f4", ())})

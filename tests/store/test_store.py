@@ -18,6 +18,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(count=st.integers(1, 70), chunks=st.integers(1, 4), chunk_rows=st.integers(1, 20))
 def test_what_is_written_is_read(

@@ -109,6 +109,7 @@ def words(page: str) -> str:
     return re.sub(r"\s+", " ", text.replace("&amp;", "&"))
 
 
+@pytest.mark.slow
 def test_the_page_tells_what_was_clustered_and_what_is_in_each() -> None:
     text = words(render(make_facts()))
     assert "Of the 103 spectra with the largest mse trimmed that lime explained, 101 were clustered by k-means" in text
@@ -155,6 +156,7 @@ def test_figures_hold_the_numbers_of_the_facts() -> None:
     np.testing.assert_allclose(bars["expected"], 15.0)
 
 
+@pytest.mark.slow
 def test_regions_as_narrow_as_pixels_are_joined_and_keep_their_peaks() -> None:
     narrow = one_cluster(0, 60)
     size = np.zeros(PIXELS)
@@ -177,6 +179,7 @@ def test_regions_as_narrow_as_pixels_are_joined_and_keep_their_peaks() -> None:
     assert len(figures(small)["clusters-weights"].renderers[0].data_source.data["weight"]) == 2 * PIXELS
 
 
+@pytest.mark.slow
 def test_artefacts_are_pointed_at() -> None:
     held = {"columns": ["plate", "mjd"], "label": "plate <266>", "members": 25, "known": 30, "share": 25 / 30}
     held |= {"expected": 0.26, "p": 1e-12}
@@ -259,6 +262,7 @@ def test_backgrounds_are_tinted_by_the_sign_that_members_agree_on() -> None:
     np.testing.assert_allclose(data["fill_alpha"][:4], [0.045, 0.045, 0.045, 0.45])
 
 
+@pytest.mark.slow
 def test_of_very_many_clusters_the_page_shows_the_largest() -> None:
     clusters = [one_cluster(label % 4, 5) | {"label": label} for label in range(60)]
     for one in clusters[2:]:
@@ -269,6 +273,7 @@ def test_of_very_many_clusters_the_page_shows_the_largest() -> None:
     assert "… and 20 smaller ones." in words(render(facts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frame", ["rest", "observed"])
 def test_little_is_known_of_little(frame: str) -> None:
     nothing = {"known": 0, "quantiles": None, "counts": [0, 0]}

@@ -85,6 +85,7 @@ def masked_median(store: SpectraStore, rows: np.ndarray) -> np.ndarray:
     return np.ma.median(np.ma.masked_array(spectra.flux.astype(float), spectra.ivar == 0), axis=0).filled(np.nan)
 
 
+@pytest.mark.slow
 def test_planted_groups_are_found_and_described(
     tmp_path: Path, tracked: str, store: SpectraStore, rng: np.random.Generator
 ) -> None:

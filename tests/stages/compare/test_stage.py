@@ -65,6 +65,7 @@ def with_scores(store: SpectraStore, **scores: np.ndarray) -> Scores:
     return Scores(layers)
 
 
+@pytest.mark.slow
 def test_identical_lists_share_all_and_tell_of_no_more(
     experiment: Experiment, tmp_path: Path, columns: dict[str, np.ndarray], rng: np.random.Generator
 ) -> None:

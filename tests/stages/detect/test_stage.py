@@ -156,6 +156,7 @@ def test_the_run_tells_what_was_fitted(fitted: tuple[Experiment, Any]) -> None:
     assert told["fisher"]["gaussians"] == 3
 
 
+@pytest.mark.slow
 def test_too_few_spectra_are_refused(spectra: Spectra, tmp_path: Path) -> None:
     status = np.full(40, 2, np.int32)
     status[:2] = 0
@@ -164,6 +165,7 @@ def test_too_few_spectra_are_refused(spectra: Spectra, tmp_path: Path) -> None:
         detect(settings(tmp_path / "out"), store)
 
 
+@pytest.mark.slow
 def test_a_detector_that_cannot_be_fitted_is_named(grid: WaveGrid, tmp_path: Path) -> None:
     flat = np.ones((40, grid.pixels), np.float32)
     store = make_store(tmp_path / "store.zarr", Spectra(np.arange(40), flat, flat, grid), shard_rows=64, chunk_rows=8)

@@ -108,6 +108,7 @@ METHODS = [
 ]
 
 
+@pytest.mark.slow
 def test_every_method_explains_every_score(copied: tuple[Experiment, Products, SpectraStore]) -> None:
     found = explained_with(copied, methods=METHODS, fraction=0.01)
     assert list(found) == ["imo", "near", *(one["kind"] for one in METHODS[2:])]
@@ -174,6 +175,7 @@ def test_a_list_that_names_nothing_is_refused(
         explained_with(copied, ids=str(tmp_path / name))
 
 
+@pytest.mark.slow
 def test_a_spectrum_that_fails_takes_no_other_with_it(
     copied: tuple[Experiment, Products, SpectraStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +218,7 @@ def test_a_region_counts_by_its_weight_and_not_by_its_width(done: tuple[Experime
     assert told.regions[0].share == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_a_damaged_layer_is_named(copied: tuple[Experiment, Products, SpectraStore]) -> None:
     layer = explained_with(copied, methods=[{"kind": "gradient"}], fraction=0.01)["gradient"]
     (Path(copied[2].path) / "layers" / layer.name / "zarr.json").write_text("{")

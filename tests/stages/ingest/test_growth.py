@@ -71,6 +71,7 @@ def test_a_nights_files_extend_the_store_and_touch_nothing_that_is_there(ray_ses
     assert stamps == {path: path.stat().st_mtime_ns for path in Path(store.path).rglob("*")}
 
 
+@pytest.mark.slow
 def test_a_file_that_has_changed_is_refused_or_named(ray_session: None, tmp_path: Path) -> None:
     files = files_of(tmp_path / "files", range(4))
     experiment = survey(tmp_path)
@@ -83,6 +84,7 @@ def test_a_file_that_has_changed_is_refused_or_named(ray_session: None, tmp_path
         ingest(experiment)
 
 
+@pytest.mark.slow
 def test_a_finished_store_outlives_its_files_and_other_settings_are_named(ray_session: None, tmp_path: Path) -> None:
     files_of(tmp_path / "files", range(4))
     experiment = survey(tmp_path)
@@ -167,6 +169,7 @@ def test_statistics_are_frozen_and_serve_what_comes_later(ray_session: None, tmp
         ingest(wrong)
 
 
+@pytest.mark.slow
 def test_the_ledger_names_everything_that_is_set_aside(ray_session: None, tmp_path: Path) -> None:
     files = files_of(tmp_path / "files", range(10))
     files[3].write_bytes(b"<html>")
@@ -278,6 +281,7 @@ def test_scores_and_explanations_follow_a_store_that_grows(ray_session: None, tm
         np.testing.assert_array_equal(listed, np.argsort(-values, kind="stable")[: len(listed)])
 
 
+@pytest.mark.slow
 def test_a_file_that_was_bad_may_be_put_right_and_comes_in_with_the_next_ingest(
     ray_session: None, tmp_path: Path
 ) -> None:
@@ -341,6 +345,7 @@ def test_the_ledger_comes_back_and_says_why_a_sample_is_too_small(ray_session: N
     assert (tmp_path / "other/out/ledger.csv").is_file()
 
 
+@pytest.mark.slow
 def test_a_catalogue_that_has_changed_is_named(ray_session: None, tmp_path: Path) -> None:
     files = files_of(tmp_path / "files", range(4))
     rows = [tuple(int(part) for part in file.stem.split("-")[1:]) for file in files]

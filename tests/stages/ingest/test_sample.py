@@ -159,6 +159,7 @@ def test_highest_takes_all_ties() -> None:
 EVERYTHING = recipe(missing_max=0.1, impute=True, divide_by_mean=True, snr_quantile=0.3)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     where=st.lists(st.integers(0, 83), max_size=9).map(sorted),

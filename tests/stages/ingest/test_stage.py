@@ -71,6 +71,7 @@ def test_only_unfinished_shards_are_done_again(
     assert contents(base) == contents(Path(made.store.path) / "base")
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_read_are_set_aside_with_the_reason(ray_session: None, tmp_path: Path) -> None:
     survey = SimulatedSurvey(small(tmp_path).ingest.source, 5)
     files = write_sdss(survey, tmp_path / "files", range(12))

@@ -347,6 +347,7 @@ def test_a_survey_without_a_usable_spectrum_still_gets_its_page(tmp_path: Path) 
     assert len(table_path(made[0]).read_text("utf-8").splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_without_an_explanation_the_card_says_so(made: Made, tmp_path: Path) -> None:
     experiment, store, checkpoint, scores, _ = made
     moved = experiment.model_copy(update={"output": str(tmp_path)})
@@ -354,6 +355,7 @@ def test_without_an_explanation_the_card_says_so(made: Made, tmp_path: Path) -> 
     assert page.count("This spectrum was not explained") == 3
 
 
+@pytest.mark.slow
 def test_another_score_falls_back_on_the_explanation_there_is(made: Made, tmp_path: Path) -> None:
     experiment, store, checkpoint, scores, explanations = made
     settings = experiment.report.model_copy(update={"score": "chi2"})
@@ -363,6 +365,7 @@ def test_another_score_falls_back_on_the_explanation_there_is(made: Made, tmp_pa
     assert "Top anomalies by chi2" in page
 
 
+@pytest.mark.slow
 def test_a_list_of_spectra_is_shown_in_the_place_of_the_top(made: Made, tmp_path: Path) -> None:
     experiment, store, checkpoint, scores, explanations = made
     layer = explanations["lime"]
@@ -392,6 +395,7 @@ def test_another_models_scores_are_refused(made: Made) -> None:
         page_of(experiment, store, replace(checkpoint, sha256="f" * 64), scores, explanations)
 
 
+@pytest.mark.slow
 def test_a_failed_write_leaves_the_old_page(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     before = report_path(made[0]).read_bytes()
 

@@ -279,6 +279,7 @@ def test_a_finished_study_is_not_searched_again(studied: Studied, monkeypatch: p
     assert studied.tuned.path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_what_cannot_be_tuned_is_refused_before_ray_starts(done: tuple[Experiment, Products], tmp_path: Path) -> None:
     _, made = done
     experiment = small(tmp_path / "out", tune={"concurrent": 99})
