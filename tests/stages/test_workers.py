@@ -5,6 +5,8 @@ import subprocess
 import sys
 from importlib import resources
 
+import pytest
+
 NEVER = {"mlflow", "bokeh", "matplotlib", "jinja2", "captum", "zuko", "sklearn", "astropy", "scipy.stats"}
 """The driver's own libraries, and those that only some settings need."""
 
