@@ -182,7 +182,9 @@ def _fit(
             break
         arguments = (store.path, {name: str(folders[name]) for name in looking})
         total: dict[str, Any] = {}
-        for found in map_shards(Summarizer, arguments, items, experiment.runtime, f"look ({', '.join(looking)})"):
+        label = f"look ({', '.join(looking)})"
+        results = map_shards(Summarizer, arguments, items, experiment.runtime, label)
+        for found in _in_order(results, [shard for shard, _ in items]):
             total = {name: total[name] + found[name] if name in total else found[name] for name in found}
         for name, detector in looking.items():
             save_detector(detector.learn(total[name]), folders[name], store.recipe)
@@ -190,6 +192,18 @@ def _fit(
         # Renamed last: a folder without the ending is a detector that can score.
         shutil.rmtree(finished[name], ignore_errors=True)
         folder.replace(finished[name])
+
+
+def _in_order(results: Iterable[tuple[int, Any]], shards: Sequence[int]) -> Iterator[Any]:
+    """Give what is known of each shard in the order of the shards: a sum of floats depends on the order of its terms."""
+    early: dict[int, Any] = {}
+    left = iter(shards)
+    wanted = next(left, None)
+    for shard, found in results:
+        early[shard] = found
+        while wanted in early:
+            yield early.pop(wanted)
+            wanted = next(left, None)
 
 
 def _grow(

@@ -47,10 +47,10 @@ class Summarizer:
         self._store = SpectraStore.open(store)
         self._detectors = {name: load_detector(folder)[0] for name, folder in folders.items()}
 
-    def __call__(self, item: tuple[int, Bool[np.ndarray, "n"]]) -> dict[str, Any]:
+    def __call__(self, item: tuple[int, Bool[np.ndarray, "n"]]) -> tuple[int, dict[str, Any]]:
         shard, training = item
         spectra = self._store.read(shard)[training]
-        return {name: detector.look(spectra) for name, detector in self._detectors.items()}
+        return shard, {name: detector.look(spectra) for name, detector in self._detectors.items()}
 
 
 class DetectorScorer:

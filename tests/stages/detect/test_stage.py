@@ -226,3 +226,9 @@ def test_what_is_not_such_a_detector_is_refused_in_one_line(kept: Path, key: str
 def test_a_missing_detector_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="run `distspec detect` first"):
         load_detector(tmp_path / "none")
+
+
+def test_summaries_add_up_in_the_order_of_the_shards() -> None:
+    came = [(3, "d"), (0, "a"), (2, "c"), (5, "f")]
+    assert list(module._in_order(iter(came), [0, 2, 3, 5])) == ["a", "c", "d", "f"]
+    assert list(module._in_order(iter([]), [])) == []
