@@ -36,7 +36,7 @@ in `detectors/classical/`.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -195,7 +195,7 @@ def _fit(
 
 
 def _in_order(results: Iterable[tuple[int, Any]], shards: Sequence[int]) -> Iterator[Any]:
-    """Give what is known of each shard in the order of the shards: a sum of floats depends on the order of its terms."""
+    """Give what is known of each shard in their order: a sum of floats depends on the order of its terms."""
     early: dict[int, Any] = {}
     left = iter(shards)
     wanted = next(left, None)
