@@ -10,7 +10,6 @@ from sklearn.metrics import adjusted_rand_score
 from distspec import explainers
 from distspec.config import (
     AnyMethod,
-    Cluster,
     ExpectedGradients,
     Gradient,
     GradientInput,
@@ -317,7 +316,7 @@ def test_clusters_of_explanations_are_kinds_of_oddity(
     for name, method in methods.items():
         found = explain(survey, method, odd, "mse")
         weights, _ = fold(found.weights[:, 0], found.segment_of)
-        labels = cluster(normalized(weights), Cluster(k=len(KINDS))).labels
+        labels = cluster(normalized(weights), k=len(KINDS)).labels
         agreement[name] = round(float(adjusted_rand_score(kinds, labels)), 3)
         mixed[name] = round(minority(labels, np.isin(kinds, ARTEFACTS), np.isin(kinds, LINES)), 3)
     numbers = told({"adjusted Rand index": agreement, "artefacts among lines, or lines among artefacts": mixed})
