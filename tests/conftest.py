@@ -222,7 +222,7 @@ def done(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[E
 def whole(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Products]:
     """All there is in a run: two networks, a density by classes, relabelled; a detector; every stage and the report.
 
-    One shard, so that the driver itself ingests and scores; only the ways take two workers.
+    The driver does all of it, as on a machine of one processor; `done` is made by workers.
     """
     experiment = small(
         tmp_path_factory.mktemp("whole") / "out",
@@ -249,5 +249,6 @@ def whole(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         compare={"top": 20},
         evaluate={"hosts": 6, "kinds": ["cosmic-ray", "extreme-lines"], "strengths": [1.0], "explained": 1},
         report={"score": "density", "spectra": 2, "table": 10},
+        runtime={"workers": 1},
     )
     return experiment, run(experiment)

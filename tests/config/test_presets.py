@@ -223,7 +223,14 @@ def read_sdss(file: Path) -> tuple[Spectra, Columns]:
     return Spectra(np.arange(1), flux, ivar, SDSS), columns
 
 
-@pytest.mark.parametrize("name", [name for name in SURVEYS if SURVEYS[name] == "sdss"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "pae" else pytest.mark.slow)
+        for name in SURVEYS
+        if SURVEYS[name] == "sdss"
+    ],
+)
 def test_presets_prepare_real_spectra(name: str, real_data: Path) -> None:
     prepare = given(name).ingest.prepare
     recipe = Recipe(prepare, SDSS)

@@ -150,6 +150,7 @@ def test_two_lists_are_a_pair(rng: np.random.Generator) -> None:
     assert (found.without, found.methods68, found.methods95) == ({}, None, None)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.integers(12, 200), st.integers(2, 5), st.integers(0, 2**32 - 1))
 def test_pairs_have_one_maximum_which_is_that_of_a_grid(n: int, lists: int, seed: int) -> None:

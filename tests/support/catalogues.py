@@ -1,6 +1,10 @@
 """Stores with catalogues that are hard on whoever passes them on: ids beyond floats, markup, text of all kinds."""
 
+import atexit
+import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -50,6 +54,15 @@ def make_catalogue(
     path: Path, count: int = 40, *, text: bool = False, parts: int = 2, shard_rows: int = 16, grid: WaveGrid = GRID
 ) -> SpectraStore:
     """Make a finished store; with two parts it has grown once, and the last shard of the first is short."""
+    return SpectraStore.open(shutil.copytree(_made(count, text, parts, shard_rows, grid), path), write=True)
+
+
+@cache
+def _made(count: int, text: bool, parts: int, shard_rows: int, grid: WaveGrid) -> Path:
+    """Give the folder of a store of which tests get copies: to write it takes a second, and there are many tests."""
+    folder = Path(mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    path = folder / "store.zarr"
     columns = catalogue(count, text=text)
     spectra = make_spectra(np.random.default_rng(1), grid, count)
     first = count if parts == 1 else count // 2 + 3
@@ -71,7 +84,7 @@ def make_catalogue(
     fill(store, spectra, columns)
     if parts > 1:
         grow(store, spectra, columns)
-    return store
+    return path
 
 
 def grow(store: SpectraStore, spectra: Spectra, columns: dict[str, Any]) -> None:

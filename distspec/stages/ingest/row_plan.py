@@ -9,7 +9,7 @@ from distspec.errors import DistspecWarning, LayoutError, SourceError
 from distspec.sources import Entry, Piece
 from distspec.store import Inventory
 
-__all__ = ["Counts", "Rows", "new_files", "require_rows"]
+__all__ = ["Counts", "FileRows", "new_files", "require_rows"]
 
 Counts = Callable[[list[str]], Iterable[tuple[str, int]]]
 """Counts the wanted spectra of files, in any order; -1 for a file that cannot be counted: it takes one row."""
@@ -71,7 +71,7 @@ def _refuse_changed(entries: list[Entry], known: Inventory, at: dict[str, int], 
         )
 
 
-class Rows:
+class FileRows:
     """Rows of a store by file.
 
     Arguments:

@@ -71,7 +71,7 @@ from distspec.sources import Piece, Source
 from distspec.spectra import Status, first_reasons
 from distspec.stages.ingest.finish import duplicate_rows, statistics_of
 from distspec.stages.ingest.ledger import write_ledger
-from distspec.stages.ingest.row_plan import Rows, new_files, require_rows
+from distspec.stages.ingest.row_plan import FileRows, new_files, require_rows
 from distspec.stages.ingest.sample import check as check_sample
 from distspec.stages.ingest.section import section
 from distspec.stages.ingest.values import join_values, require_values
@@ -196,7 +196,7 @@ def _ingest(experiment: Experiment) -> SpectraStore:
 def _is_lost(store: SpectraStore | None, known: Inventory | None, index: int) -> bool:
     """Tell whether nothing of a file, by its place in the inventory, could be read."""
     assert store is not None and known is not None
-    start, stop = Rows(known).of_file(index)
+    start, stop = FileRows(known).of_file(index)
     rows = np.arange(start, stop)
     pending = [store.base.bounds(shard) for shard in store.pending()]
     if any(start < high and low < stop for low, high in pending):
@@ -269,7 +269,7 @@ def _fill(experiment: Experiment, store: SpectraStore) -> None:
     # Each extension is a run of its own; a run that was interrupted is gone on with.
     key = digest(store.digest, list(store.base.parts))
     with Run(experiment, "ingest", key, {"store": store.digest}) as run:
-        rows = Rows(store.inventory())
+        rows = FileRows(store.inventory())
         items = [(shard, rows.pieces(*store.base.bounds(shard))) for shard in store.pending()]
         for _ in map_shards(Ingester, (experiment, store.path), items, settings, "ingest"):
             pass

@@ -95,6 +95,7 @@ def survey() -> SimulatedSurvey:
     return SimulatedSurvey(Simulate(spectra=700, anomalies=0.1), seed=5)
 
 
+@pytest.mark.slow
 def test_plates_and_spec_files_of_the_same_objects_are_the_same(tmp_path: Path, survey: SimulatedSurvey) -> None:
     """Rows 620 to 660 are the last fibers of one plate and the first of the next."""
     rows = range(620, 660)

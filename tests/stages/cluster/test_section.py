@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from bokeh.models import Plot
-from markupsafe import Markup
 
-from distspec.results.figures.kit import COLORS, embed
+from distspec.results.figures.kit import COLORS
 from distspec.spectra import WaveGrid
 from distspec.stages.cluster.section import SCHEMA, content, figures, picture
-from distspec.stages.report.page import render_section
 from distspec.stages.stage import Section
+from tests.support.sections import rendered
 
 PIXELS, REGIONS = 200, 20
 GRID = WaveGrid("log", 4_000.0, 1e-3, PIXELS)
@@ -85,22 +84,9 @@ def make_facts(**changes: Any) -> dict[str, Any]:
 
 
 def render(facts: dict[str, Any]) -> str:
-    """Render the section as the page does."""
-    shown = figures(facts)
-    script, places = embed(shown)
-    assert script or not shown
-    # A figure that is drawn and not asked for, or the reverse, is an error.
-    asked: set[str] = set()
-
-    class Places(dict[str, Markup]):
-        def __getitem__(self, name: str) -> Markup:
-            asked.add(name)
-            return super().__getitem__(name)
-
-    section = Section("clusters", "cluster", "cluster/section.html.jinja", {"clustered": content(facts)}, shown)
-    page = render_section(section, Places({name: Markup(place) for name, place in places.items()}))
-    assert asked == set(places)
-    return page
+    return rendered(
+        Section("clusters", "cluster", "cluster/section.html.jinja", {"clustered": content(facts)}, figures(facts))
+    )
 
 
 def words(page: str) -> str:
@@ -220,6 +206,7 @@ def test_what_the_choice_of_k_is_worth(silhouettes: list[float | None], told: st
     assert told != "k = 3 has" or "tried" not in choice
 
 
+@pytest.mark.slow
 def test_one_cluster_of_nearly_all_is_said_to_tell_little() -> None:
     clusters = [one_cluster(0, 97), one_cluster(1, 3)]
     assert "97 % are in one cluster" in words(render(make_facts(clusters=clusters, truth=None)))

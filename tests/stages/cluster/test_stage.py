@@ -139,6 +139,7 @@ def test_planted_groups_are_found_and_described(
     )
 
 
+@pytest.mark.slow
 def test_masked_pixels_change_nothing(tmp_path: Path, tracked: str, rng: np.random.Generator, grid: WaveGrid) -> None:
     weights, _ = make_weights(rng)
     spectra = make_spectra(rng, grid, ROWS)

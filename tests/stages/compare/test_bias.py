@@ -81,6 +81,7 @@ def test_what_is_unknown_does_not_count(tmp_path: Path, rng: np.random.Generator
     ]
 
 
+@pytest.mark.slow
 def test_shards_change_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
     columns = {"snr": np.round(rng.random(ROWS), 2), "fiber": rng.integers(1, 20, ROWS)}
     lists = {"a": rng.choice(np.flatnonzero(~ASIDE), 90, replace=False)}

@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from markupsafe import Markup
 
 from distspec.config import Compare
 from distspec.results.columns import exposure_columns
-from distspec.results.figures.kit import embed
 from distspec.results.scores import Scores
 from distspec.stages.compare.bias import find_groups, measure_bias
 from distspec.stages.compare.errors import measure_residuals
 from distspec.stages.compare.section import about, between, content, figures
-from distspec.stages.report.page import render_section
 from distspec.stages.stage import Section
 from distspec.statistics.overlap import ASSUMPTION, curve, estimate
+from tests.support.sections import rendered
 from tests.support.surveys import make_layer, make_survey
 
 ROWS, SIZES = 2_000, (50, 200)
@@ -66,22 +64,9 @@ def made(folder: Path, lists: dict[str, np.ndarray], *, errors: bool = True, pla
 
 
 def render(facts: dict[str, Any]) -> str:
-    """Render the section as the page does."""
-    shown = figures(facts)
-    script, places = embed(shown)
-    assert script or not shown
-    # A figure that is drawn and not asked for, or the reverse, is an error.
-    asked: set[str] = set()
-
-    class Places(dict[str, Markup]):
-        def __getitem__(self, name: str) -> Markup:
-            asked.add(name)
-            return super().__getitem__(name)
-
-    section = Section("compare", "compare", "compare/section.html.jinja", {"compared": content(facts)}, shown)
-    page = render_section(section, Places({name: Markup(place) for name, place in places.items()}))
-    assert asked == set(places)
-    return page
+    return rendered(
+        Section("compare", "compare", "compare/section.html.jinja", {"compared": content(facts)}, figures(facts))
+    )
 
 
 def words(page: str) -> str:
@@ -113,6 +98,7 @@ def test_a_pool_is_told_with_its_assumption(tmp_path: Path) -> None:
     assert f"{shown.leans} of {shown.tests} tests" in text and (shown.leans, shown.tests) == (15, 30)
 
 
+@pytest.mark.slow
 def test_lists_from_the_whole_survey_are_said_to_be_as_random_ones(tmp_path: Path) -> None:
     facts = made(tmp_path, random_lists(4, ROWS))
     assert content(facts).random
@@ -120,6 +106,7 @@ def test_lists_from_the_whole_survey_are_said_to_be_as_random_ones(tmp_path: Pat
     assert "None: no list holds more spectra of one plate (29)" in words(render(facts))
 
 
+@pytest.mark.slow
 def test_lists_of_several_pools_are_not_told_as_one(tmp_path: Path) -> None:
     same = {name: np.arange(300, dtype=np.int64) for name in ("a", "b", "c", "d", "e")}
     same["f"] = np.arange(900, 1_200)

@@ -81,6 +81,7 @@ def test_identical_lists_share_all_and_tell_of_no_more(
     assert found["left_out"] == [2_000]  # more than half of the survey
 
 
+@pytest.mark.slow
 def test_independent_scores_tell_of_the_whole_survey(
     experiment: Experiment, tmp_path: Path, columns: dict[str, np.ndarray], rng: np.random.Generator
 ) -> None:

@@ -6,14 +6,12 @@ import re
 from typing import Any
 
 import pytest
-from markupsafe import Markup
 
 from distspec.config import Experiment
 from distspec.pipeline import Products
-from distspec.results.figures.kit import embed
 from distspec.stages.evaluate.section import content, figures
-from distspec.stages.report.page import render_section
 from distspec.stages.stage import Section
+from tests.support.sections import rendered
 
 
 @pytest.fixture
@@ -26,10 +24,10 @@ def facts(whole: tuple[Experiment, Products]) -> dict[str, Any]:
 
 def render(facts: dict[str, Any]) -> str:
     """Render the section as the page does; give its text alone."""
-    shown = figures(facts)
-    places = {name: Markup(place) for name, place in embed(shown)[1].items()}
-    section = Section("evaluation", "Measured", "evaluate/section.html.jinja", {"evaluated": content(facts)}, shown)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", render_section(section, places)))
+    section = Section(
+        "evaluation", "Measured", "evaluate/section.html.jinja", {"evaluated": content(facts)}, figures(facts)
+    )
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", rendered(section)))
 
 
 def test_every_detector_and_kind_is_in_the_tables(facts: dict[str, Any]) -> None:

@@ -310,6 +310,7 @@ def test_the_classes_at_both_ends_are_the_most_probable(direct: tuple[Experiment
     assert layer.attributes["classes"] == list(made.checkpoint.density.names)
 
 
+@pytest.mark.slow
 def test_only_unfinished_ways_are_made_again(whole: tuple[Experiment, Products]) -> None:
     experiment, made = whole
     folder = Path(made.store.path) / "layers" / made.ascents.name

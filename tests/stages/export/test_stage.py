@@ -32,7 +32,7 @@ from tests.support.catalogues import add_scores, catalogue, make_catalogue
 from tests.support.processes import finished
 
 
-@pytest.fixture(params=["int64", "text"])
+@pytest.fixture(params=["int64", pytest.param("text", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> SpectraStore:
     """Has grown once, is scored, and has rows set aside and rows without a position."""
     store = make_catalogue(tmp_path / "s.zarr", text=request.param == "text")

@@ -75,7 +75,10 @@ def write(table: Table, path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".fits", ".vot", ".ecsv"])
+@pytest.mark.parametrize(
+    "suffix",
+    [".parquet", ".fits", pytest.param(".vot", marks=pytest.mark.slow), pytest.param(".ecsv", marks=pytest.mark.slow)],
+)
 def test_every_format_is_joined_exactly(store: SpectraStore, tmp_path: Path, suffix: str) -> None:
     ids = store.column("id")
     known = np.flatnonzero(np.arange(40) % 3 != 0)

@@ -135,6 +135,7 @@ def test_two_workers_train_a_model_as_good_and_one_that_is_killed_changes_nothin
     assert again.facts["phases"] == checkpoint.facts["phases"]
 
 
+@pytest.mark.slow
 def test_more_workers_or_gpus_than_there_are_is_refused(done: tuple[Experiment, Products], tmp_path: Path) -> None:
     _, made = done
     for change in ({"workers": 9}, {"workers": 1, "gpu": True}, {"workers": 0, "gpu": True}):
