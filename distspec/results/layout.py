@@ -1,4 +1,4 @@
-"""Where everything of an experiment lies, and the digests that name it. All names on disk are made here.
+"""Where everything of an experiment lies, and the digests that name it. Names that hold a digest are made here.
 
 <output>/
   experiment.toml            the resolved settings

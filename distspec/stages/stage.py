@@ -223,7 +223,7 @@ class Section:
     Arguments:
         anchor: sections of one anchor stand together, where the first of them is.
         title: in the page's contents.
-        template: of Jinja, in the folder of the stage.
+        template: of Jinja, by its path below `stages/`.
         content: what it shows; `places` holds the places of its figures by their keys.
         figures: Bokeh models; every key is unique on the page.
     """
