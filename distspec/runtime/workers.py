@@ -53,7 +53,7 @@ def connect(settings: Runtime, training_workers: int = 0) -> None:
     try:
         with _silent_stderr():
             ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # on a busy machine Ray raises a bare one
         raise ConfigError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from error
     # Ray puts its own handler in the place of ours and ends the process in disorder.
     if threading.current_thread() is threading.main_thread():
