@@ -222,7 +222,7 @@ def done(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[E
 def whole(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Products]:
     """All there is in a run: two networks, a density by classes, relabelled; a detector; every stage and the report.
 
-    The driver does all of it, as on a machine of one processor; `done` is made by workers.
+    One shard, so that the driver itself ingests and scores; one worker explains and evaluates. `done` takes two.
     """
     experiment = small(
         tmp_path_factory.mktemp("whole") / "out",

@@ -32,7 +32,7 @@ def connect(settings: Runtime, training_workers: int = 0) -> None:
     Ray ends with the process: starting it costs seconds, so that all stages of a run share one.
 
     Raises:
-        ConfigError: no cluster answers at the address.
+        ConfigError: no cluster answers at the address, or Ray does not start here.
     """
     if ray.is_initialized():
         return
@@ -54,7 +54,10 @@ def connect(settings: Runtime, training_workers: int = 0) -> None:
         with _silent_stderr():
             ray.init(**options)
     except Exception as error:  # on a busy machine Ray raises a bare one
-        raise ConfigError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from error
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        if address in (None, "local"):
+            raise ConfigError(f"Ray does not start on this machine ({said}); run the same command again") from error
+        raise ConfigError(f"no Ray cluster at {address}: {said}") from error
     # Ray puts its own handler in the place of ours and ends the process in disorder.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)

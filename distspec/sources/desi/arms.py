@@ -160,7 +160,7 @@ def _find_arm(file: FitsFile, arm: str, total: int) -> tuple[int, list[Unit]]:
 def _read_arm(
     file: FitsFile, units: list[Unit], rows: Rows
 ) -> tuple[Float32[np.ndarray, "n m"], Float32[np.ndarray, "n m"]]:
-    """Read rows of one arm; ivar is 0 where any bit of its mask is set, or where flux or ivar is no number."""
+    """Read rows of one arm; flux and ivar are 0 where a bit of its mask is set, or where ivar or flux is no use."""
     if not len(rows.members):
         empty = np.zeros((0, units[0].image_shape[1]), np.float32)
         return empty, empty

@@ -40,6 +40,7 @@ def test_the_pieces_of_all_shards_are_every_spectrum_once_in_order(counts: list[
     for start in range(0, files.rows, shard_rows):
         stop = min(start + shard_rows, files.rows)
         pieces = rows.pieces(start, stop)
+        assert all(map(len, pieces))  # no file is opened for nothing
         assert sum(map(len, pieces)) == stop - start
         found += [(piece.name, spectrum) for piece in pieces for spectrum in range(piece.start, piece.stop)]
         assert all(piece.counted == (counts[files.names.index(piece.name)] >= 0) for piece in pieces)
