@@ -18,7 +18,7 @@ from distspec.config import Experiment, dump
 from distspec.errors import ConfigError
 from distspec.files import write_file
 from distspec.results.layout import store_path
-from distspec.runtime.cluster import connect
+from distspec.runtime.cluster import connect, refuse_at_once
 from distspec.runtime.pool import kept_workers
 from distspec.runtime.workers import map_items
 from distspec.stages.ingest.check import audit
@@ -42,6 +42,7 @@ def run(experiment: Experiment, only: str | None = None, say: Callable[[str], No
     Raises:
         DistspecError: the input, the settings or the output are refused.
     """
+    refuse_at_once(experiment.runtime, experiment.train.workers if only in (None, "train") else 0)
     with _locked(experiment) as folder, _terminated_as_interrupt(), kept_workers():
         job = Job(experiment, stages=STAGES)
         stages = STAGES if only is None else _needed(only)

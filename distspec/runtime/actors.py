@@ -11,7 +11,7 @@ from typing import Any
 
 import cloudpickle
 
-from distspec.errors import DistspecError, ShardError
+from distspec.errors import ConfigError, DistspecError, ShardError
 from distspec.runtime.threads import one_thread
 from distspec.store import limit_threads
 
@@ -56,9 +56,6 @@ class ActorWorker:
         self._job = b""
         self._work: Prepared | None = None
 
-    def node(self) -> str:
-        return platform.node()
-
     def rest(self) -> None:
         self._job, self._work = b"", None
         gc.collect()
@@ -73,7 +70,7 @@ class ActorWorker:
                 self.rest()
                 folder, factory, arguments = cloudpickle.loads(job)
                 # Relative paths in the settings mean the same for every worker as for the driver.
-                os.chdir(folder)
+                _enter(folder)
                 self._job, self._work = job, Prepared(factory, arguments)
             method, rest = cloudpickle.loads(call)
             result = apply_work(self._work, *rest, method=method)
@@ -81,6 +78,16 @@ class ActorWorker:
             result = error
         packed: bytes = cloudpickle.dumps(result)
         return packed
+
+
+def _enter(folder: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"node {platform.node()} has no folder {folder} ({error.strerror}), in which the run was started: start it "
+            "in one that all nodes share"
+        ) from error
 
 
 def unpack(packed: bytes) -> Any:

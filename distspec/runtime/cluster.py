@@ -1,6 +1,7 @@
 """Ray: joined or started, and what it has.
 
-Ray that we start ourselves serves this machine alone: it listens on loopback, and asks for its token.
+Ray that we start ourselves serves this machine alone. It listens on all interfaces, as Ray does, and whoever calls must
+know the token that it writes into the user's home.
 """
 
 import logging
@@ -16,14 +17,14 @@ import ray
 
 from distspec.config import Runtime
 from distspec.errors import ConfigError
-from distspec.runtime.pool import release
+from distspec.runtime.pool import forget, release
 
-__all__ = ["connect", "dask_scheduler", "require_resources", "room_for", "workers_of"]
+__all__ = ["connect", "dask_scheduler", "refuse_at_once", "require_resources", "room_for", "workers_of"]
 
 SLOTS_A_CORE: Final = 4
 """Workers that a core of this machine may be shared by, for whoever asks for more workers than cores."""
 
-_ours = True
+_ours = False
 """Whether this process started the Ray that it uses, so that no node will join it."""
 
 
@@ -38,29 +39,58 @@ def connect(settings: Runtime) -> None:
     global _ours
     if ray.is_initialized():
         return
-    address = settings.address or os.environ.get("RAY_ADDRESS")
+    address = _address(settings)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Its C++ part writes warnings for developers onto the user's terminal.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address in (None, "local"):
+    if address is None:
         # Raised niceness would starve the workers beside any other program of the user.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        cores = os.cpu_count() or 1
-        slots = max(cores, min(settings.workers, SLOTS_A_CORE * cores))
-        options |= {"address": "local", "num_cpus": slots, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options |= {"address": "local", "num_cpus": _slots(settings), "include_dashboard": False}
     else:
         options |= {"address": address}
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         with _silent_stderr():
             ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # on a busy machine Ray raises a bare one
         raise ConfigError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from error
     _ours = "num_cpus" in options
+    forget()
     # Ray puts its own handler in the place of ours and ends the process in disorder.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)
+
+
+def refuse_at_once(settings: Runtime, training_workers: int = 0) -> None:
+    """Refuse workers for which this machine has no room, before anything is begun.
+
+    A cluster is asked once it is joined.
+
+    Raises:
+        ConfigError: there are too many.
+    """
+    if ray.is_initialized() or _address(settings) is not None:
+        return
+    for setting, workers in (("runtime.workers", settings.workers), ("train.workers", training_workers)):
+        if workers > _slots(settings):
+            raise ConfigError(
+                f"{setting} = {workers}; this machine has {os.cpu_count()} cores, enough for {_slots(settings)}: ask "
+                "for fewer, or join a cluster by runtime.address"
+            )
+
+
+def _address(settings: Runtime) -> str | None:
+    """Give the cluster to join; None to start Ray here."""
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
+
+
+def _slots(settings: Runtime) -> int:
+    """Give the number of workers that Ray on this machine is told to have room for."""
+    cores = os.cpu_count() or 1
+    return max(cores, min(settings.workers, SLOTS_A_CORE * cores))
 
 
 @contextmanager

@@ -51,7 +51,9 @@ def dataset(
     from distspec.config import Runtime
 
     connect(Runtime())
-    return ray.data.read_datasource(StoreSource(store, columns, layers, spectra=spectra))
+    # As many blocks as shards: Ray would cut them for more workers, and a shard is what is written again as a whole.
+    source = StoreSource(store, columns, layers, spectra=spectra)
+    return ray.data.read_datasource(source, override_num_blocks=store.shards)
 
 
 class StoreSource(Datasource):  # type: ignore[misc]
@@ -120,30 +122,37 @@ def write_layer(results: Any, store: SpectraStore, name: str) -> Layer:
             of one shape, for each usable row of the store exactly once, in any order. Rows that are set aside may be
             there, too; those that are not get NaN, or -1 where numbers are whole.
         store: what the rows belong to.
-        name: of the layer; results with this name are finished or replaced only where its fields are the same.
+        name: of the layer; one that an interruption left unfinished is finished.
 
     Returns:
         The finished layer. Its scalar fields count as scores.
 
     Raises:
-        LayoutError: there is no column `row`, or a field holds neither numbers nor arrays of them.
+        LayoutError: there is no column `row`, a field holds neither numbers nor arrays of them, or there is such a
+            layer.
         ShardError: a usable row is missing or comes twice; what else there is is written.
     """
-    first = results.take_batch(1, batch_format="numpy")
+    first = {key: np.asarray([value]) for row in results.take(1) for key, value in row.items()}
     if "row" not in first or len(first) < 2:
         raise LayoutError(f"results have the columns {', '.join(first)}; expected `row` and what is found for each row")
-    fields: Fields = {key: field_of(np.asarray(values)) for key, values in first.items() if key != "row"}
+    fields: Fields = {key: field_of(values) for key, values in first.items() if key != "row"}
     odd = [key for key, (dtype, _) in fields.items() if dtype == "string"]
     if odd:
         raise LayoutError(f"results {', '.join(odd)} hold no numbers; leave them out by drop_columns")
     scores = [key for key, (dtype, shape) in fields.items() if shape == () and dtype.startswith("f")]
+    store = SpectraStore.open(store.address, write=True)
+    if name in store.layers() and not store.layer(name).pending():
+        raise LayoutError(f"there is a finished layer {name!r} already; choose another name")
     layer = store.create_layer(name, fields, {"scores": scores})
     # A block is one shard's as long as nobody has mixed rows: then nothing is sent anywhere.
-    rest = results.map_batches(
-        _Writer(store.address, name), batch_size=None, batch_format="numpy", zero_copy_batch=True
-    ).materialize()
+    writer = _Writer(store.address, name)
+
+    def write(batch: dict[str, Any]) -> dict[str, Any]:
+        return writer(batch)
+
+    rest = results.map_batches(write, batch_size=None, batch_format="numpy", zero_copy_batch=True).materialize()
     if rest.count():
-        rest.groupby("shard").map_groups(_Writer(store.address, name), batch_format="numpy").materialize()
+        rest.groupby("shard").map_groups(write, batch_format="numpy").materialize()
     layer = store.layer(name)
     missing = layer.pending()
     if missing:

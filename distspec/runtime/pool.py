@@ -13,7 +13,15 @@ import ray
 
 from distspec.runtime.actors import ActorWorker
 
-__all__ = ["Worker", "give_back", "kept_workers", "release", "take"]
+__all__ = ["Worker", "forget", "give_back", "kept_workers", "release", "take"]
+
+
+class _Actor(ActorWorker):
+    """Knows Ray, beside its work."""
+
+    def node(self) -> str:
+        """Give the id of the node that it is on."""
+        return str(ray.get_runtime_context().get_node_id())
 
 
 class Worker:
@@ -27,12 +35,12 @@ class Worker:
     """
 
     def __init__(self, gpus: float = 0.0) -> None:
-        self.gpus = gpus
-        actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(ActorWorker)
+        self.gpus, self.node = gpus, ""
+        actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
         self._actor = actor.remote()
 
     def ready(self) -> Any:
-        """Ask it to say that it is there: a reference to its node's name."""
+        """Ask it to say that it is there: a reference to the id of its node."""
         return self._actor.node.remote()
 
     def ask(self, job: Any, call: bytes) -> Any:
@@ -93,10 +101,15 @@ def give_back(worker: Worker) -> None:
         worker.end()
 
 
+def forget() -> None:
+    """Know of no workers: those of an earlier Ray are gone with it."""
+    _waiting.clear()
+
+
 def release() -> None:
     """End all workers without work."""
     while _waiting:
         worker = _waiting.pop()
-        # Workers of a Ray that has ended are gone with it.
+        # Those of a Ray that has ended are gone with it.
         if ray.is_initialized():
             worker.end()

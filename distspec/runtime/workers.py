@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import cloudpickle
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from distspec.config import Runtime
 from distspec.errors import DistspecWarning, ShardError
@@ -46,6 +46,8 @@ WORD: Final = 10.0
 
 PART_SECONDS: Final = 30.0
 """Least time for a part of an item, in which its worker may have to make the work first."""
+
+_LATE: Final = "took longer than"
 
 Rows = tuple[int, int]
 """First and one-past-last row."""
@@ -165,7 +167,7 @@ class _Spread:
                     self._greet(reference)
                 else:
                     yield from self._receive(reference)
-            yield from self._end_late_ones()
+            self._end_late_ones()
             if self._idle or self._busy:
                 silent = time.monotonic()
             elif time.monotonic() - silent > WORD:
@@ -191,7 +193,7 @@ class _Spread:
     def _greet(self, reference: Any) -> None:
         worker = self._starting.pop(reference)
         try:
-            ray.get(reference)
+            worker.node = ray.get(reference)
         except RayError as error:
             # It was lost while it waited or started. That may happen, but not to one after the other.
             self._failed_starts += 1
@@ -208,9 +210,16 @@ class _Spread:
         worker, task, _ = self._busy.pop(reference)
         try:
             packed = ray.get(reference)
+        except RayTaskError as error:
+            # It did not die: what surrounds the work went wrong, and would again.
+            worker.end()
+            raise ShardError(f"a worker failed: {_line(error.cause or error)}") from error
         except RayError as error:
             worker.end()
-            yield from self._lose(task, f"ended its worker ({_line(error)})")
+            if worker.node in _dead_nodes():
+                self._queue.appendleft(task)  # no fault of the item's
+            else:
+                self._lose(task, f"ended its worker ({_line(error)})")
             return
         self._idle.append(worker)
         result = unpack(packed)
@@ -219,19 +228,25 @@ class _Spread:
         else:
             self._close_part(task.search)
 
-    def _end_late_ones(self) -> Iterator[Any]:
+    def _end_late_ones(self) -> None:
         now = time.monotonic()
         for reference, (worker, task, since) in list(self._busy.items()):
-            if now - since > task.seconds:
+            # One that is done only waits for its turn.
+            if now - since > task.seconds and not ray.wait([reference], timeout=0)[0]:
                 worker.end()
                 del self._busy[reference]
-                yield from self._lose(task, f"took longer than {task.seconds:g} s (runtime.item_seconds)")
+                self._lose(task, f"{_LATE} {task.seconds:g} s (runtime.item_seconds)")
 
-    def _lose(self, task: _Task, why: str) -> Iterator[Any]:
+    def _lose(self, task: _Task, why: str) -> None:
         """Decide what becomes of a task that has cost a worker."""
         task.tries += 1
         if task.search is not None and task.method == "attempt":
-            self._cut(task, task.search)
+            start, stop = task.rest
+            if stop - start == 1 and task.tries < TRIES:
+                # Something else may have ended the worker.
+                self._queue.appendleft(task)
+            else:
+                self._cut(task, task.search)
         elif task.tries < TRIES:
             self._queue.appendleft(task)
         elif self._rows is None or task.search is not None:
@@ -239,7 +254,6 @@ class _Spread:
         else:
             search = _Search(task.item, self._rows(task.item), why)
             self._try_rows(search, *search.rows)
-        yield from ()
 
     def _cut(self, task: _Task, search: _Search) -> None:
         start, stop = task.rest
@@ -266,6 +280,12 @@ class _Spread:
         search.open -= 1
         if not search.open:
             lost = tuple(sorted(search.lost))
+            if not lost and search.why.startswith(_LATE):
+                first, last = search.rows
+                raise ShardError(
+                    f"{self._label}: rows {first} to {last} take longer than runtime.item_seconds = "
+                    f"{self._settings.item_seconds:g} together, though none does alone; raise it"
+                )
             if lost:
                 rows = ", ".join(map(str, lost))
                 warnings.warn(f"{self._label} goes on without row {rows}, which {search.why}", DistspecWarning, 2)
@@ -288,6 +308,10 @@ class _Spread:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _dead_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
 def _line(error: BaseException) -> str:

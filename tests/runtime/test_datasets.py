@@ -74,7 +74,9 @@ def test_a_usable_row_that_is_missing_is_an_error(ray_session: None, tmp_path: P
     with pytest.raises(ShardError, match=r"lack usable rows of 1 of \d shards, such as of rows 0 to 16"):
         distspec.write_layer(found, store, "x")
     with pytest.raises(LayoutError, match="expected `row` and what is found"):
-        distspec.write_layer(most.drop_columns(["row"]).add_column("y", lambda frame: 1), store, "y")
+        distspec.write_layer(
+            most.map_batches(lambda batch: {"y": 1.0 * batch["row"]}, batch_format="numpy"), store, "y"
+        )
 
 
 def test_what_is_no_column_is_refused_before_anything_is_read(ray_session: None, store: SpectraStore) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distspec import cli
-from distspec.config import Experiment, dump
+from distspec.config import dump
 from distspec.pipeline import Products, given_up, run
 from distspec.stages.detect import stage as detect_stage
 from distspec.stages.detect.workers import DetectorScorer
@@ -55,17 +55,21 @@ class Deadly:
         return self._other.details(spectra)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Products:
+    return run(small(tmp_path_factory.mktemp("quiet") / "out", detect=DETECT))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["score", "detect"])
 def test_a_spectrum_that_ends_its_workers_is_set_aside_and_the_run_goes_on(
-    done: tuple[Experiment, Products],
+    undisturbed: Products,
     verb: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     experiment = small(tmp_path / "out", detect=DETECT)
-    undisturbed = run(small(tmp_path / "quiet", detect=DETECT))
     assert undisturbed.store is not None and undisturbed.store.status(DEADLY, DEADLY + 1)[0] == 0
     if verb == "score":
         monkeypatch.setattr(score_stage, "Scorer", DeadlyScorer)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distspec.config import Runtime
-from distspec.errors import ConfigError, ShardError
+from distspec.errors import ConfigError, DistspecWarning, ShardError
 from distspec.runtime import workers
 from distspec.runtime.cluster import require_resources, workers_of
 from distspec.runtime.workers import map_items
@@ -134,7 +134,8 @@ def bounds(shard: int) -> tuple[int, int]:
 
 @pytest.mark.slow
 def test_rows_that_end_their_workers_are_found_and_all_others_done(ray_session: None) -> None:
-    results = sorted(map_items(Deadly, ((3, 17, 18),), range(4), TWO, rows=bounds))
+    with pytest.warns(DistspecWarning, match="sums goes on without row (3|17, 18), which ended its worker"):
+        results = sorted(map_items(Deadly, ((3, 17, 18),), range(4), TWO, "sums", rows=bounds))
     lost = {0: (3,), 1: (), 2: (17, 18), 3: ()}
     assert results == [(n, sum(set(range(*bounds(n))) - set(lost[n])), lost[n]) for n in range(4)]
 
@@ -143,7 +144,8 @@ def test_rows_that_end_their_workers_are_found_and_all_others_done(ray_session: 
 def test_a_row_that_never_ends_is_found_by_its_time(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "PART_SECONDS", 5.0)
     settings = Runtime(workers=2, item_seconds=5.0)
-    results = sorted(map_items(Deadly, ((), (9,)), range(2), settings, rows=bounds))
+    with pytest.warns(DistspecWarning, match="sums goes on without row 9, which took longer than 5 s"):
+        results = sorted(map_items(Deadly, ((), (9,)), range(2), settings, "sums", rows=bounds))
     assert results == [(0, 28, ()), (1, 92 - 9, (9,))]
 
 
