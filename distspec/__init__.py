@@ -21,4 +21,14 @@ From the top floor to the ground; nothing imports what stands above it.
 - `errors`: all errors.
 """
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Give `dataset` and `write_layer`; with them Ray is imported, which takes a second that --help does without."""
+    if name in ("dataset", "write_layer"):
+        return getattr(import_module("distspec.runtime.datasets"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -59,7 +59,8 @@ def run(file: File, /, *overrides: Overrides) -> None:
         distspec run sdss.toml train.epochs=80 explain.scores='["mse", "chi2"]'
 
     Input that cannot be used gets one line and exit status 2. A run that was interrupted ends with 130, by SIGTERM with
-    143. One run at a time works in an output.
+    143. Spectra that ended their workers again and again are set aside, and the run goes on and ends with 3. One run at
+    a time works in an output.
     """
     _run(file, overrides)
 
@@ -213,12 +214,17 @@ def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> Any:
     from distspec.config import load
 
     experiment = load(file, overrides)
-    from distspec.pipeline import run, told
+    from distspec.pipeline import given_up, run, told
 
     made = run(experiment, only, say=print)
     for label, text in told(made):
         print(f"{label:<8} {text}")
     print(f"runs     {shlex.join(['distspec', 'ui', file, *overrides])}")
+    lost = given_up(made)
+    if lost:
+        row, why = next(iter(lost.items()))
+        print(f"distspec: {len(lost)} usable spectra have no scores, such as row {row} ({why})", file=sys.stderr)
+        sys.exit(3)
     return made
 
 

@@ -4,6 +4,9 @@ Each one is also the builtin that it specialises. The message says what was foun
 All take one positional message, so that they travel between Ray processes; extra facts are attributes set afterwards.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -15,6 +18,7 @@ __all__ = [
     "SourceError",
     "StoreError",
     "StoreNotFoundError",
+    "extra",
 ]
 
 
@@ -62,3 +66,16 @@ class ShardError(DistspecError, RuntimeError):
     """
 
     rows: tuple[int, int] | None = None
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around the import of a package that only some need: tell which extra of distspec brings it.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"this needs {error.name}, which is not installed; pip install 'distspec[{name}]'") from error

@@ -4,6 +4,7 @@ Knows what a stage is, and no stage. Here, too: one run at a time in an output, 
 """
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -17,13 +18,15 @@ from distspec.config import Experiment, dump
 from distspec.errors import ConfigError
 from distspec.files import write_file
 from distspec.results.layout import store_path
-from distspec.runtime.workers import connect, map_shards
+from distspec.runtime.cluster import connect, refuse_at_once
+from distspec.runtime.pool import kept_workers
+from distspec.runtime.workers import map_items
 from distspec.stages.ingest.check import audit
 from distspec.stages.order import STAGES
 from distspec.stages.stage import Job, Products, Stage, State
 from distspec.store import SpectraStore
 
-__all__ = ["Planned", "Products", "check", "plan", "run", "told"]
+__all__ = ["Planned", "Products", "check", "given_up", "plan", "run", "told"]
 
 
 def run(experiment: Experiment, only: str | None = None, say: Callable[[str], None] = lambda line: None) -> Products:
@@ -39,7 +42,8 @@ def run(experiment: Experiment, only: str | None = None, say: Callable[[str], No
     Raises:
         DistspecError: the input, the settings or the output are refused.
     """
-    with _locked(experiment) as folder, _terminated_as_interrupt():
+    refuse_at_once(experiment.runtime, experiment.train.workers if only in (None, "train") else 0)
+    with _locked(experiment) as folder, _terminated_as_interrupt(), kept_workers():
         job = Job(experiment, stages=STAGES)
         stages = STAGES if only is None else _needed(only)
         done: list[str] = []
@@ -111,6 +115,12 @@ def told(made: Products) -> Iterator[tuple[str, str]]:
         yield from stage.told(made)
 
 
+def given_up(made: Products) -> dict[int, str]:
+    """Give the usable rows without scores, and why: they ended their workers again and again."""
+    layers = [*([] if made.scores is None else [made.scores]), *made.detected.values()]
+    return {row: why for layer in layers for row, why in layer.given_up().items()}
+
+
 def check(experiment: Experiment, *, mend: bool = False) -> list[str]:
     """Verify the store of an experiment: `distspec ingest --check`.
 
@@ -124,10 +134,10 @@ def check(experiment: Experiment, *, mend: bool = False) -> list[str]:
     Raises:
         StoreNotFoundError: there is no store.
     """
-    with _locked(experiment):
+    with _locked(experiment), _terminated_as_interrupt():
         store = SpectraStore.open(store_path(experiment), write=mend)
         connect(experiment.runtime)
-        return audit(store, partial(map_shards, settings=experiment.runtime, label="check"), mend=mend)
+        return audit(store, partial(map_items, settings=experiment.runtime, label="check"), mend=mend)
 
 
 @contextmanager
@@ -163,6 +173,9 @@ def _terminated_as_interrupt() -> Iterator[None]:
     def interrupt(signum: int, frame: Any) -> None:
         raise KeyboardInterrupt(signum)
 
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield

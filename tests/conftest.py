@@ -202,10 +202,12 @@ def experiment(tmp_path: Path) -> Experiment:
 def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray for all tests: it takes seconds to start. Four slots, so that three workers fit on two cores."""
     from distspec.config import Runtime
-    from distspec.runtime.workers import connect
+    from distspec.runtime.cluster import connect
+    from distspec.runtime.pool import kept_workers
 
     connect(Runtime(workers=4))
-    yield
+    with kept_workers():
+        yield
     import ray
 
     ray.shutdown()

@@ -19,6 +19,9 @@ ROOT = Path(__file__).parents[1]
 
 OTHERS = {
     "test_architecture": "the house itself",
+    "test_declared": "pyproject.toml",
+    "runtime/test_faults": "faults that cost workers, in whole stages",
+    "runtime/test_nodes": "nodes that are lost and that join",
     "test_demo": "the preset `demo`, end to end",
     "test_frozen_names": "names on disk, on the page and in the terminal",
     "test_processes": "tests/support/processes.py",

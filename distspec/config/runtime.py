@@ -15,9 +15,11 @@ class Runtime(Settings):
     address: str | None = None
     """Ray cluster to join; none starts Ray on this machine, or takes RAY_ADDRESS."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Actors that ingest, score and explain; 0 takes one for each core."""
+    """Workers that ingest, score and explain; 0 takes one for each core or, where they compute on GPUs, each GPU."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of an actor, a share of one included; 0 lets actors compute on CPUs."""
+    """GPUs of a worker that scores, explains or evaluates, a share of one included; 0 lets them compute on CPUs."""
+    item_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """Time in which a worker has to do an item, such as a shard, s; then it is ended and the item tried again."""
 
 
 class Tracking(Settings):

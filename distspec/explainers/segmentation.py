@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from distspec.config import AnySegments, LineSegments, Slic, Uniform
+from distspec.errors import extra
 from distspec.spectra import LIGHT_SPEED, Spectra, WaveGrid
 from distspec.spectra.lines.wavelengths import EMISSION
 from distspec.spectra.segments import uniform_segments
@@ -54,7 +55,8 @@ def slic_segments(flux: Float64[np.ndarray, "pixels"], settings: Slic) -> Segmen
         Achanta et al. 2012, doi 10.1109/TPAMI.2012.120; vae_scores_lime §4.3.
     """
     # Imported here: it takes a second, and most runs do without.
-    from skimage.segmentation import slic
+    with extra("slic"):
+        from skimage.segmentation import slic
 
     spread = float(np.ptp(flux)) or 1.0
     image = ((flux - flux.min()) / spread)[None]

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int32
 
 from distspec.config import AtWavelength, Cuts, Distance, DustColumn, DustMap, Mean, Median, NoDust, NoScale, Prepare
-from distspec.errors import ConfigError
+from distspec.errors import ConfigError, extra
 from distspec.prepare.rebin import BLOCK, rebin
 from distspec.spectra import Columns, Spectra, Status, WaveGrid
 from distspec.statistics.summaries import row_mean, row_median
@@ -153,7 +153,8 @@ def _open_map(folder: str) -> Callable[[Any], Any]:
     with warnings.catch_warnings():
         # dustmaps warns on import that it has no settings file of its own; none is needed, the folder is named here.
         warnings.simplefilter("ignore")
-        from dustmaps.sfd import SFDQuery
+        with extra("dustmaps"):
+            from dustmaps.sfd import SFDQuery
     try:
         query: Callable[[Any], Any] = SFDQuery(map_dir=str(found[0]))
     except (OSError, TypeError, ValueError) as error:

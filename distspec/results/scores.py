@@ -52,6 +52,7 @@ class Scores:
     def __init__(self, layers: Iterable[Layer]) -> None:
         self.layers = list(layers)
         self._of: dict[str, Layer] = {}
+        self._lost: Int64[np.ndarray, "l"] | None = None
         for layer in self.layers:
             first = self.layers[0]
             if (layer.parts, layer.shard_rows) != (first.parts, first.shard_rows):
@@ -102,19 +103,27 @@ class Scores:
         return chosen
 
     def read(self, name: str, start: int, stop: int) -> Float32[np.ndarray, "n"]:
-        """Read one score of a run of rows; NaN for what is set aside."""
-        values: Float32[np.ndarray, "n"] = self.layer(name).read(name, start, stop)
-        return values
+        """Read one score of a run of rows; NaN for what is set aside, by ingest or in any of these scores."""
+        return self._without_lost(self.layer(name).read(name, start, stop), np.arange(start, stop))
 
     def read_shard(self, shard: int, *names: str) -> tuple[Shaped[np.ndarray, "n"], ...]:
         """Read some scores of one shard."""
         start, stop = self.bounds(shard)
         return tuple(self.read(name, start, stop) for name in names)
 
+    def given_up(self) -> dict[int, str]:
+        """Give the usable rows that one of the layers has no scores of, with the layer, and why."""
+        return {row: f"{layer.name}: {why}" for layer in self.layers for row, why in layer.given_up().items()}
+
     def take(self, name: str, rows: Int64[np.ndarray, "m"]) -> Float32[np.ndarray, "m"]:
         """Read one score of single rows, in the order given."""
-        values: Float32[np.ndarray, "m"] = self.layer(name).take(name, rows)
-        return values
+        return self._without_lost(self.layer(name).take(name, rows), rows)
+
+    def _without_lost(self, values: Float32[np.ndarray, "m"], rows: Int64[np.ndarray, "m"]) -> Float32[np.ndarray, "m"]:
+        if self._lost is None:
+            self._lost = np.array(list(self.given_up()), np.int64)
+        lost = np.isin(rows, self._lost) if self._lost.size else np.zeros(0, bool)
+        return np.where(lost, np.float32(np.nan), values) if lost.any() else values
 
     def __repr__(self) -> str:
         return f"Scores({', '.join(self._of)}: {self.rows} rows)"

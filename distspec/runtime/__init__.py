@@ -1,6 +1,9 @@
 """Machines, whatever the stage: Ray and MLflow.
 
-- `workers`: Ray: joined or started; work over shards in workers, and what happens when one dies.
+- `cluster`: Ray, joined or started; what it has, and what is refused since it never will.
+- `workers`: work over shards and other items, and what happens when a worker dies, a node is lost, an item kills.
+- `pool`: workers as processes: started, asked, ended, kept for the next stage.
+- `datasets`: a store as a Ray Data dataset, and results per row back into it.
 - `actors`: what surrounds work in a worker: one thread, the driver's folder, failures as values.
 - `threads`: every pool of threads held to one, around all work whose bits are promised.
 - `tracking`: MLflow: runs and models; the only file that knows it.

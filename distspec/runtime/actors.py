@@ -3,27 +3,28 @@
 Imports neither Ray nor torch: a worker's start is mostly imports, and not every kind of work needs them.
 """
 
+import gc
 import os
+import platform
 from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
-import numpy as np
 
-from distspec.errors import DistspecError, ShardError
+from distspec.errors import ConfigError, DistspecError, ShardError
 from distspec.runtime.threads import one_thread
 from distspec.store import limit_threads
 
-__all__ = ["ActorWorker", "PoolWorker", "Prepared", "Work", "apply_work", "unpack"]
+__all__ = ["ActorWorker", "Prepared", "Work", "apply_work", "unpack"]
 
 Work = Callable[[Any], Any]
 """One worker's function; made in the worker by calling an importable factory with small arguments."""
 
 
-def apply_work(work: Work, item: Any) -> Any:
-    """Call the work; what it does not raise as an error of ours becomes a ShardError."""
+def apply_work(work: "Prepared", *arguments: Any, method: str = "") -> Any:
+    """Call the work or a method of it; what it does not raise as an error of ours becomes a ShardError."""
     try:
-        return work(item)
+        return work(*arguments, method=method)
     except DistspecError:
         raise
     except Exception as error:
@@ -37,40 +38,56 @@ class Prepared:
         self._factory, self._arguments = factory, arguments
         self._work: Work | None = None
 
-    def __call__(self, item: Any) -> Any:
+    def __call__(self, *arguments: Any, method: str = "") -> Any:
         if self._work is None:
             with one_thread():
                 self._work = self._factory(*self._arguments)
         # Again, since making it may have loaded libraries with pools of their own.
         with one_thread():
-            return self._work(item)
+            return getattr(self._work, method)(*arguments) if method else self._work(*arguments)
 
 
 class ActorWorker:
-    """Applies work to items; failures travel back as values, so that none is retried."""
+    """Applies one job's work after another's to items; failures travel back as values, so that none is retried."""
 
-    def __init__(self, packed: bytes) -> None:
-        # Relative paths in the settings mean the same for every worker as for the driver.
-        folder, factory, arguments = cloudpickle.loads(packed)
-        os.chdir(folder)
+    def __init__(self) -> None:
         # One core each: otherwise every worker of a machine takes all of it.
         limit_threads(1)
-        self._work = Prepared(factory, arguments)
+        self._job = b""
+        self._work: Prepared | None = None
 
-    def apply(self, item: bytes) -> bytes:
+    def rest(self) -> None:
+        self._job, self._work = b"", None
+        gc.collect()
+
+    def apply(self, job: bytes, call: bytes) -> bytes:
+        """Call a job's work, or a method of it, all packed; give the result packed.
+
+        The work is kept as long as the same job comes again.
+        """
         try:
-            result = apply_work(self._work, cloudpickle.loads(item))
+            if self._work is None or job != self._job:
+                self.rest()
+                folder, factory, arguments = cloudpickle.loads(job)
+                # Relative paths in the settings mean the same for every worker as for the driver.
+                _enter(folder)
+                self._job, self._work = job, Prepared(factory, arguments)
+            method, rest = cloudpickle.loads(call)
+            result = apply_work(self._work, *rest, method=method)
         except DistspecError as error:
             result = error
         packed: bytes = cloudpickle.dumps(result)
         return packed
 
 
-class PoolWorker(ActorWorker):
-    """The same behind the interface of Ray Data: a batch of one row in, one row out."""
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"result": np.array([self.apply(batch["item"][0])], dtype=object)}
+def _enter(folder: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"node {platform.node()} has no folder {folder} ({error.strerror}), in which the run was started: start it "
+            "in one that all nodes share"
+        ) from error
 
 
 def unpack(packed: bytes) -> Any:

@@ -1,135 +1,81 @@
-"""Ray: join or start it, and spread work over shards. The only user of Ray besides the training stage.
+"""Work spread over items in workers, whatever becomes of a worker or of its node.
 
 Work is an importable class with small arguments, applied to small items; workers read and write the store themselves
-and return summaries. An item may be done twice (a worker died and Ray tried again), so work must be idempotent; writing
-whole shards is.
+and return summaries. An item may be done twice (its worker died when all but the answer was done), so work must be
+idempotent; writing whole shards is.
+
+An item goes to one live worker at a time. A worker that is lost, with its node or alone, is replaced as soon as the
+cluster has room, and its item goes to another. What ends `TRIES` workers in a row, or takes longer than
+`runtime.item_seconds` as often, is given up: where it consists of rows (`rows`), it is cut in halves until those are
+found that do it, and is done without them.
 """
 
-import logging
 import os
-import signal
 import sys
-import threading
+import time
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import cloudpickle
 import ray
-from ray.util import ActorPool
+from ray.exceptions import RayError, RayTaskError
 
 from distspec.config import Runtime
-from distspec.errors import ConfigError
-from distspec.runtime.actors import ActorWorker, PoolWorker, Prepared, Work, apply_work, unpack
+from distspec.errors import DistspecWarning, ShardError
+from distspec.runtime.actors import Prepared, Work, apply_work, unpack
+from distspec.runtime.cluster import room_for, workers_of
+from distspec.runtime.pool import Worker, give_back, take
 from distspec.runtime.progress import progress
 
-__all__ = ["connect", "dask_scheduler", "map_actors", "map_shards", "require_resources", "workers_of"]
+__all__ = ["TRIES", "map_items"]
+
+TRIES: Final = 3
+"""Workers that an item may end before it is given up."""
+
+LOST_MOST: Final = 16
+"""Rows of one item that may end their workers before it is taken for a fault of the program."""
+
+TICK: Final = 1.0
+"""Seconds between two looks at time limits and at the size of the cluster."""
+
+WORD: Final = 10.0
+"""Seconds without a single worker after which a line says what is waited for, again and again."""
+
+PART_SECONDS: Final = 30.0
+"""Least time for a part of an item, in which its worker may have to make the work first."""
+
+_LATE: Final = "took longer than"
+
+Rows = tuple[int, int]
+"""First and one-past-last row."""
 
 
-def connect(settings: Runtime, training_workers: int = 0) -> None:
-    """Join a Ray cluster, or start Ray on this machine, unless this process already has one.
-
-    Ray ends with the process: starting it costs seconds, so that all stages of a run share one.
-
-    Raises:
-        ConfigError: no cluster answers at the address, or Ray does not start here.
-    """
-    if ray.is_initialized():
-        return
-    address = settings.address or os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Its C++ part writes warnings for developers onto the user's terminal.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address in (None, "local"):
-        # Raised niceness would starve the workers beside any other program of the user.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        cores = os.cpu_count() or 1
-        slots = max(cores, settings.workers, training_workers)
-        options |= {"address": "local", "num_cpus": slots, "include_dashboard": False}
-    else:
-        options |= {"address": address}
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    try:
-        with _silent_stderr():
-            ray.init(**options)
-    except Exception as error:  # on a busy machine Ray raises a bare one
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        if address in (None, "local"):
-            raise ConfigError(f"Ray does not start on this machine ({said}); run the same command again") from error
-        raise ConfigError(f"no Ray cluster at {address}: {said}") from error
-    # Ray puts its own handler in the place of ours and ends the process in disorder.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Keep the notes of Ray's C++ part off the terminal while it starts; failures come as exceptions all the same."""
-    sys.stderr.flush()
-    before = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)
-
-
-def dask_scheduler() -> Any:
-    """Give the scheduler for dask graphs: Ray's on a cluster, and on one machine None for threads of this process."""
-    if len(ray.nodes()) < 2:
-        return None
-    from ray.util.dask import ray_dask_get
-
-    return ray_dask_get
-
-
-def workers_of(settings: Runtime, items: int) -> int:
-    """Give the number of workers for so many items: as set, else one for each core of the cluster.
-
-    Raises:
-        ConfigError: the cluster is too small for them.
-    """
-    cores = int(ray.cluster_resources().get("CPU", 1))
-    workers = max(1, min(settings.workers or cores, items))
-    require_resources("runtime.workers", workers, settings.gpus_per_worker * workers)
-    return workers
-
-
-def require_resources(setting: str, cpus: float, gpus: float) -> None:
-    """Refuse what the cluster can never give: Ray itself would wait for it without a word.
-
-    Raises:
-        ConfigError: there are fewer processors or GPUs in the whole cluster.
-    """
-    there = ray.cluster_resources()
-    if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0):
-        raise ConfigError(
-            f"{setting} asks for {cpus:g} CPUs and {gpus:g} GPUs; the Ray cluster has {there.get('CPU', 0):g} and "
-            f"{there.get('GPU', 0):g}; ask for fewer workers or GPUs"
-        )
-
-
-def map_shards(
+def map_items(
     factory: Callable[..., Work],
     arguments: tuple[Any, ...],
     items: Sequence[Any],
     settings: Runtime,
     label: str = "",
     *,
+    gpus: float = 0.0,
+    rows: Callable[[Any], Rows] | None = None,
     here: bool = False,
 ) -> Iterator[Any]:
-    """Apply work to items (usually one a shard) in a pool of actors fed by Ray Data.
+    """Apply work to items, usually one a shard, in workers.
 
     Arguments:
         factory: importable class whose instances are called with an item, in a worker.
         arguments: of the factory; small, since every worker gets a copy.
         items: small and picklable.
-        settings: number of workers, GPUs of each.
+        settings: number of workers, time limit of an item.
         label: what the progress bar says.
+        gpus: that each worker takes.
+        rows: tells which rows an item consists of, of work that can be cut: it has the methods `attempt(item, start,
+            stop)`, which does these rows and leaves nothing behind, and `without(item, rows)`, which does the item
+            without some rows and gives what a call gives.
         here: do it in this process, as a single item is anyway: for work that takes less than the start of a worker.
 
     Yields:
@@ -137,64 +83,238 @@ def map_shards(
 
     Raises:
         DistspecError: what the work raised itself.
-        ShardError: the work failed in another way; the cause is chained.
+        ShardError: the work failed in another way, or an item ended its workers; the message names it.
     """
     if not items:
         return
-    if here or (len(items) == 1 and not settings.gpus_per_worker):
-        yield from _apply_here(factory, arguments, items, label)
+    if here or (len(items) == 1 and not gpus):
+        work = Prepared(factory, arguments)
+        yield from progress((apply_work(work, item) for item in items), len(items), label)
         return
-    # Imported here: it takes a second, and whoever only plans or works alone does without.
-    import ray.data
-
-    _quiet_ray_data()
-    packed = cloudpickle.dumps((os.getcwd(), factory, arguments))
-    dataset = ray.data.from_items([{"item": cloudpickle.dumps(item)} for item in items], override_num_blocks=len(items))
-    results = dataset.map_batches(
-        PoolWorker,
-        batch_size=1,
-        fn_constructor_args=(packed,),
-        compute=ray.data.ActorPoolStrategy(size=workers_of(settings, len(items))),
-        num_cpus=1,
-        num_gpus=settings.gpus_per_worker or None,
-    )
-    for row in progress(results.iter_rows(), len(items), label):
-        yield unpack(row["result"])
+    spread = _Spread((os.getcwd(), factory, arguments), items, settings, label, gpus, rows)
+    try:
+        yield from progress(spread.results(), len(items), label)
+    finally:
+        spread.close()
 
 
-def map_actors(
-    factory: Callable[..., Work],
-    arguments: tuple[Any, ...],
-    items: Sequence[Any],
-    settings: Runtime,
-    label: str = "",
-) -> Iterator[Any]:
-    """Apply work to items in plain Ray actors: as `map_shards`, for few items that each take long."""
-    if not items:
-        return
-    if len(items) == 1 and not settings.gpus_per_worker:
-        yield from _apply_here(factory, arguments, items, label)
-        return
-    packed = cloudpickle.dumps((os.getcwd(), factory, arguments))
-    actor = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=1, num_gpus=settings.gpus_per_worker)(ActorWorker)
-    pool = ActorPool([actor.remote(packed) for _ in range(workers_of(settings, len(items)))])
-    results = pool.map_unordered(lambda worker, item: worker.apply.remote(item), [cloudpickle.dumps(i) for i in items])
-    for result in progress(results, len(items), label):
-        yield unpack(result)
+@dataclass
+class _Task:
+    """What one worker is asked to do: an item, or a part of it.
+
+    Arguments:
+        item: as it was given.
+        method: of the work; empty for a call.
+        rest: further arguments of the method.
+        tries: how many workers it has ended.
+        seconds: that it may take.
+        search: the search that it belongs to, for a part.
+    """
+
+    item: Any
+    seconds: float
+    method: str = ""
+    rest: tuple[Any, ...] = ()
+    tries: int = 0
+    search: "_Search | None" = None
+
+    def packed(self) -> bytes:
+        packed: bytes = cloudpickle.dumps((self.method, (self.item, *self.rest)))
+        return packed
 
 
-def _apply_here(
-    factory: Callable[..., Work], arguments: tuple[Any, ...], items: Sequence[Any], label: str
-) -> Iterator[Any]:
-    """Do items in this process: the start of a worker would take longer than most."""
-    work = Prepared(factory, arguments)
-    yield from progress((apply_work(work, item) for item in items), len(items), label)
+@dataclass
+class _Search:
+    """The search for the rows of an item that end their workers."""
+
+    item: Any
+    rows: Rows
+    why: str
+    open: int = 0
+    lost: list[int] = field(default_factory=list)
 
 
-def _quiet_ray_data() -> None:
-    """Leave the screen to our own progress bars."""
-    import ray.data
+class _Spread:
+    """One job: what waits, what is being done by whom, and who is on the way."""
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    def __init__(
+        self,
+        job: tuple[str, Callable[..., Work], tuple[Any, ...]],
+        items: Sequence[Any],
+        settings: Runtime,
+        label: str,
+        gpus: float,
+        rows: Callable[[Any], Rows] | None,
+    ) -> None:
+        self._settings, self._label, self._gpus, self._rows = settings, label, gpus, rows
+        self._limit = workers_of(settings, len(items), gpus)
+        self._job = ray.put(cloudpickle.dumps(job))
+        self._queue = deque(_Task(item, settings.item_seconds) for item in items)
+        self._starting: dict[Any, Worker] = {}
+        self._busy: dict[Any, tuple[Worker, _Task, float]] = {}
+        self._idle: list[Worker] = []
+        self._failed_starts = 0
+
+    def results(self) -> Iterator[Any]:
+        silent = time.monotonic()
+        while self._queue or self._busy:
+            self._start_workers()
+            while self._idle and self._queue:
+                self._ask(self._idle.pop(), self._queue.popleft())
+            ready, _ = ray.wait([*self._busy, *self._starting], num_returns=1, timeout=TICK)
+            for reference in ready:
+                if reference in self._starting:
+                    self._greet(reference)
+                else:
+                    yield from self._receive(reference)
+            self._end_late_ones()
+            if self._idle or self._busy:
+                silent = time.monotonic()
+            elif time.monotonic() - silent > WORD:
+                self._say_what_is_missing()
+                silent = time.monotonic()
+
+    def close(self) -> None:
+        """Keep those that are free for the next job; end those that are in the middle of something or on their way."""
+        for worker in (*self._starting.values(), *(worker for worker, _, _ in self._busy.values())):
+            worker.end()
+        for worker in self._idle:
+            give_back(worker)
+        self._starting, self._busy, self._idle = {}, {}, []
+
+    def _start_workers(self) -> None:
+        # The cluster may have grown or shrunk.
+        limit = self._limit if self._settings.workers else max(1, room_for(self._gpus))
+        working = len(self._busy) + len(self._idle) + len(self._starting)
+        for _ in range(min(limit, len(self._queue) + len(self._busy)) - working):
+            worker = take(self._gpus)
+            self._starting[worker.ready()] = worker
+
+    def _greet(self, reference: Any) -> None:
+        worker = self._starting.pop(reference)
+        try:
+            worker.node = ray.get(reference)
+        except RayError as error:
+            # It was lost while it waited or started. That may happen, but not to one after the other.
+            self._failed_starts += 1
+            if self._failed_starts > TRIES * self._limit:
+                raise ShardError(f"workers do not start: {_line(error)}") from error
+        else:
+            self._failed_starts = 0
+            self._idle.append(worker)
+
+    def _ask(self, worker: Worker, task: _Task) -> None:
+        self._busy[worker.ask(self._job, task.packed())] = worker, task, time.monotonic()
+
+    def _receive(self, reference: Any) -> Iterator[Any]:
+        worker, task, _ = self._busy.pop(reference)
+        try:
+            packed = ray.get(reference)
+        except RayTaskError as error:
+            # It did not die: what surrounds the work went wrong, and would again.
+            worker.end()
+            raise ShardError(f"a worker failed: {_line(error.cause or error)}") from error
+        except RayError as error:
+            worker.end()
+            if worker.node in _dead_nodes():
+                self._queue.appendleft(task)  # no fault of the item's
+            else:
+                self._lose(task, f"ended its worker ({_line(error)})")
+            return
+        self._idle.append(worker)
+        result = unpack(packed)
+        if task.search is None or task.method == "without":
+            yield result
+        else:
+            self._close_part(task.search)
+
+    def _end_late_ones(self) -> None:
+        now = time.monotonic()
+        for reference, (worker, task, since) in list(self._busy.items()):
+            # One that is done only waits for its turn.
+            if now - since > task.seconds and not ray.wait([reference], timeout=0)[0]:
+                worker.end()
+                del self._busy[reference]
+                self._lose(task, f"{_LATE} {task.seconds:g} s (runtime.item_seconds)")
+
+    def _lose(self, task: _Task, why: str) -> None:
+        """Decide what becomes of a task that has cost a worker."""
+        task.tries += 1
+        if task.search is not None and task.method == "attempt":
+            start, stop = task.rest
+            if stop - start == 1 and task.tries < TRIES:
+                # Something else may have ended the worker.
+                self._queue.appendleft(task)
+            else:
+                self._cut(task, task.search)
+        elif task.tries < TRIES:
+            self._queue.appendleft(task)
+        elif self._rows is None or task.search is not None:
+            raise ShardError(f"{self._name(task)} {why}, {TRIES} times; given up")
+        else:
+            search = _Search(task.item, self._rows(task.item), why)
+            self._try_rows(search, *search.rows)
+
+    def _cut(self, task: _Task, search: _Search) -> None:
+        start, stop = task.rest
+        if stop - start > 1:
+            middle = (start + stop) // 2
+            self._try_rows(search, start, middle)
+            self._try_rows(search, middle, stop)
+        else:
+            search.lost.append(start)
+            if len(search.lost) > LOST_MOST:
+                raise ShardError(f"{self._name(task)} {search.why}; more than {LOST_MOST} rows do, each alone")
+        self._close_part(search)
+
+    def _try_rows(self, search: _Search, start: int, stop: int) -> None:
+        first, last = search.rows
+        seconds = self._settings.item_seconds
+        share = (stop - start) / (last - first)
+        seconds = max(min(seconds, PART_SECONDS), seconds * share)
+        search.open += 1
+        self._queue.appendleft(_Task(search.item, seconds, "attempt", (start, stop), search=search))
+
+    def _close_part(self, search: _Search) -> None:
+        """Once all parts are tried, do the item without the rows that were found."""
+        search.open -= 1
+        if not search.open:
+            lost = tuple(sorted(search.lost))
+            if not lost and search.why.startswith(_LATE):
+                first, last = search.rows
+                raise ShardError(
+                    f"{self._label}: rows {first} to {last} take longer than runtime.item_seconds = "
+                    f"{self._settings.item_seconds:g} together, though none does alone; raise it"
+                )
+            if lost:
+                rows = ", ".join(map(str, lost))
+                warnings.warn(f"{self._label} goes on without row {rows}, which {search.why}", DistspecWarning, 2)
+            seconds = self._settings.item_seconds
+            self._queue.appendleft(_Task(search.item, seconds, "without", (lost, search.why), search=search))
+
+    def _name(self, task: _Task) -> str:
+        if self._rows is None:
+            return f"{self._label or 'item'} {task.item!r}"[:200]
+        start, stop = self._rows(task.item)
+        return f"{self._label}: one of rows {start} to {stop}"
+
+    def _say_what_is_missing(self) -> None:
+        has, free = ray.cluster_resources(), ray.available_resources()
+        gpus = f" and {self._gpus:g} GPUs" if self._gpus else ""
+        print(
+            f"distspec: {self._label or 'work'} waits for a worker, which takes 1 CPU{gpus}; of the cluster's "
+            f"{has.get('CPU', 0):g} CPUs {free.get('CPU', 0):g} are free, of its {has.get('GPU', 0):g} GPUs "
+            f"{free.get('GPU', 0):g}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _dead_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+
+
+def _line(error: BaseException) -> str:
+    """Give the name of an error and the first line of what it says."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {said[0] if said else ''}"[:300]

@@ -17,8 +17,8 @@ from distspec.models.checkpoint import Checkpoint
 from distspec.results.facts import Facts
 from distspec.results.layout import model_folder, score_layer
 from distspec.results.scores import Scores, distributions
+from distspec.runtime.cluster import connect
 from distspec.runtime.tracking import Run
-from distspec.runtime.workers import connect
 from distspec.statistics.summaries import Histogram
 from distspec.store import Layer, SpectraStore
 
@@ -287,7 +287,8 @@ def stage_run(
     stage: str,
     key: str,
     lineage: Mapping[str, str],
-    slots: int | None = None,
+    *,
+    workers: bool = False,
 ) -> Run:
     """Begin or go on with the run of a stage in MLflow, with the store as its dataset.
 
@@ -297,13 +298,13 @@ def stage_run(
         stage: its name.
         key: digest of what it makes.
         lineage: what else it reads, such as the model's digest.
-        slots: workers that Ray, which is started or joined first, has room for at least; None needs no Ray.
+        workers: whether the stage needs Ray, which is started or joined first.
 
     Raises:
         ConfigError: no cluster answers, or runs cannot be tracked.
     """
-    if slots is not None:
-        connect(experiment.runtime, slots)
+    if workers:
+        connect(experiment.runtime)
     run = Run(experiment, stage, key, lineage)
     run.reads(experiment.name, store.digest, store.path)
     return run

@@ -7,6 +7,7 @@
 - `inventory`: the files that rows came from.
 - `places`: folders and buckets.
 - `table`: a store as one table.
+- `lazy`: a store as lazy arrays of dask, and as an xarray dataset.
 - `arrow`: columns to Arrow, pandas and astropy.
 - `columns`: units and meanings of catalogue columns and scores.
 """

@@ -5,6 +5,7 @@ that no shard that is written is ever touched again; only the last shard of a pa
 shard takes `shard_rows` rows, so that behind a short one in the middle some rows hold fill values and are never read.
 """
 
+import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -14,6 +15,7 @@ import numpy as np
 import zarr
 from jaxtyping import Int64, Shaped
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from distspec.errors import LayoutError, PartialShardError, StoreError, StoreNotFoundError
@@ -27,6 +29,9 @@ SCHEMA = 2
 
 Fields = dict[str, tuple[str, tuple[int, ...]]]
 """Name -> dtype ("string" for text) and shape behind the leading axis."""
+
+_GIVEN_UP = "given-up"
+"""Folder in a layer: for each shard with rows that ended their workers, which, and why."""
 
 _SHARDED_BYTES = 1 << 22
 """Arrays whose shard is larger than this are cut into chunks inside the shard."""
@@ -58,6 +63,7 @@ class Layer:
         self.attributes: dict[str, Any] = dict(meta["attributes"])
         self.fields: Fields = {key: (dtype, tuple(shape)) for key, (dtype, shape) in meta["fields"].items()}
         self._group = group
+        self._known = np.zeros(0, bool)  # shards that are known to be written
         self._readers: dict[str, Any] = {}
         self._direct: dict[str, ShardFiles | None] = {}
         self._set_parts(meta["parts"])
@@ -138,6 +144,31 @@ class Layer:
                 raise
             raise StoreError(f"cannot write shard {shard} of {place_of(self._group)}: {error}") from error
 
+    def give_up(self, shard: int, rows: Sequence[int], why: str) -> None:
+        """Keep beside a shard which of its rows have no values though they are usable; to be called before `write`.
+
+        Arguments:
+            shard: that is about to be written.
+            rows: none where nothing is given up, also where it was earlier.
+            why: in words.
+        """
+        place = self._group.store_path / _GIVEN_UP / f"{shard}.json"
+        if rows:
+            text = json.dumps({"rows": [int(row) for row in rows], "why": why})
+            sync(place.set(default_buffer_prototype().buffer.from_bytes(text.encode())))
+        elif sync(place.exists()):
+            sync(place.delete())
+
+    def given_up(self) -> dict[int, str]:
+        """Give the usable rows without values, and why they have none."""
+        folder = self._group.store_path / _GIVEN_UP
+        found: dict[int, str] = {}
+        for key in sync(_keys(folder)):
+            buffer = sync((folder / key).get(default_buffer_prototype()))
+            told: dict[str, Any] = {"rows": [], "why": ""} if buffer is None else json.loads(buffer.to_bytes())
+            found.update({int(row): str(told["why"]) for row in told["rows"]})
+        return dict(sorted(found.items()))
+
     def read(self, field: str, start: int = 0, stop: int | None = None) -> Shaped[np.ndarray, "n ..."]:
         """Read rows `start` to `stop` of one field.
 
@@ -166,9 +197,11 @@ class Layer:
         part = np.searchsorted(self._part_rows, unique, side="right") - 1
         place = unique - self._part_rows[part] + self._part_shards[part] * self.shard_rows
         found = [self._load(field, 0, 0)]
-        for chunk in np.unique(place // height):
+        # Rows in order stand in order in the arrays, too: those of a chunk follow one another.
+        chunks, firsts = np.unique(place // height, return_index=True)
+        for chunk, held in zip(chunks, np.split(place, firsts)[1:], strict=True):
             start, stop = int(chunk) * height, min((int(chunk) + 1) * height, self._end)
-            found.append(self._load(field, start, stop)[place[place // height == chunk] - start])
+            found.append(self._load(field, start, stop)[held - start])
         return np.asarray(np.concatenate(found)[inverse])
 
     def written(self) -> list[int]:
@@ -197,6 +230,7 @@ class Layer:
     def reopen(self, shard: int) -> None:
         """Take the mark of a shard away, so that its stage writes it again."""
         self._group["commits"][shard] = 0
+        self._known = np.zeros(0, bool)
 
     def extend(self, parts: Sequence[int]) -> None:
         """Make room for more parts; rows that are there stay as they are.
@@ -221,11 +255,10 @@ class Layer:
         self._group.attrs["distspec"] = meta
         self._readers.clear()
 
-    def _marks(self, shard: int | None = None) -> Shaped[np.ndarray, "shards"]:
-        """Read the marks of all shards, or of one."""
-        run = slice(0, self.shards) if shard is None else slice(shard, shard + 1)
+    def _marks(self) -> Shaped[np.ndarray, "shards"]:
+        """Read the marks of all shards."""
         try:
-            return np.asarray(self._group["commits"][run])
+            return np.asarray(self._group["commits"][: self.shards])
         except Exception as error:  # whatever zarr makes of damage
             raise LayoutError(
                 f"{place_of(self._group)}/commits is damaged ({' '.join(repr(error).split())}): which shards are "
@@ -303,7 +336,10 @@ class Layer:
 
     def _require(self, array: Any, field: str, shard: int) -> None:
         """Refuse a shard that is not committed or has lost a file: zarr itself would read fill values there."""
-        if int(self._marks(shard)[0]) == 0:
+        if shard >= len(self._known) or not self._known[shard]:
+            # All at once, and again only for what was not written then.
+            self._known = self._marks() != 0
+        if not self._known[shard]:
             start, stop = self.bounds(shard)
             raise PartialShardError(
                 f"rows {start}-{stop} of {place_of(self._group)} are not written yet; run the stage again to finish it"
@@ -319,6 +355,10 @@ class Layer:
     def __repr__(self) -> str:
         done = self.shards - len(self.pending())
         return f"Layer({self.name}: {self.rows} rows, {', '.join(self.fields)}; {done} of {self.shards} shards)"
+
+
+async def _keys(folder: Any) -> list[str]:
+    return [key async for key in folder.store.list_dir(folder.path)]
 
 
 def open_layer(parent: zarr.Group, name: str) -> Layer:

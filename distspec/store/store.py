@@ -398,6 +398,18 @@ class SpectraStore:
 
         return to_pandas(self.arrow(rows, columns, layers))
 
+    def to_dask(self, columns: Sequence[str] | None = None, layers: Sequence[str] = ()) -> Any:
+        """Give flux, ivar, columns and layers as lazy dask arrays in the store's chunks (see `distspec.store.lazy`)."""
+        from distspec.store.lazy import to_dask
+
+        return to_dask(self, columns, layers)
+
+    def to_xarray(self, columns: Sequence[str] | None = None, layers: Sequence[str] = ()) -> Any:
+        """Give the same as a lazy `xarray.Dataset` with wavelengths and units."""
+        from distspec.store.lazy import to_xarray
+
+        return to_xarray(self, columns, layers)
+
     def __repr__(self) -> str:
         done = self.shards - len(self.pending())
         return (

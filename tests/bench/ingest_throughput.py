@@ -24,7 +24,7 @@ from astropy.io import fits
 
 from distspec import sources
 from distspec.config import Experiment, Simulate, load
-from distspec.runtime.workers import connect
+from distspec.runtime.cluster import connect
 from distspec.sources import Piece
 from distspec.sources.simulation.survey import SimulatedSurvey
 from distspec.stages.ingest import stage
@@ -137,7 +137,7 @@ def distspec(experiment: Experiment) -> list[tuple[float, int]]:
     # Only the store: the tracking database stays open in this process.
     shutil.rmtree(Path(experiment.output) / "store.zarr", ignore_errors=True)
     marks = [(time.perf_counter(), 0)]
-    inner = vars(stage)["map_shards"]
+    inner = vars(stage)["map_items"]
 
     def watched(factory: Any, arguments: Any, items: Any, *rest: Any) -> Iterator[Any]:
         for result in inner(factory, arguments, items, *rest):
@@ -145,7 +145,7 @@ def distspec(experiment: Experiment) -> list[tuple[float, int]]:
                 marks.append((time.perf_counter(), experiment.ingest.shard_rows))
             yield result
 
-    with patch.object(stage, "map_shards", watched):
+    with patch.object(stage, "map_items", watched):
         stage.ingest(experiment)
     return [*marks, (time.perf_counter(), 0)]
 

@@ -28,8 +28,8 @@ from distspec.detectors.neural.reconstruction import SCORES, reconstruction_scor
 from distspec.models.autoencoders.dense import DenseAutoencoder
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import score_layer, store_path
+from distspec.runtime.cluster import connect
 from distspec.runtime.tracking import Run
-from distspec.runtime.workers import connect
 from distspec.spectra.lines.wavelengths import near_lines
 from distspec.stages.ingest.stage import ingest
 from distspec.stages.score import stage
@@ -158,14 +158,14 @@ def distspec_run(store: SpectraStore, checkpoint: Checkpoint, experiment: Experi
     """Run the stage as a user does, on a store without this layer."""
     shutil.rmtree(Path(store.path) / "layers" / score_layer(experiment, checkpoint.sha256), ignore_errors=True)
     marks = [(time.perf_counter(), 0)]
-    inner = vars(stage)["map_shards"]
+    inner = vars(stage)["map_items"]
 
     def watched(*arguments: Any, **options: Any) -> Iterator[Any]:
         for summary in inner(*arguments, **options):
             marks.append((time.perf_counter(), summary.scored + summary.set_aside))
             yield summary
 
-    with patch.object(stage, "map_shards", watched):
+    with patch.object(stage, "map_items", watched):
         stage.score(experiment, store, checkpoint)
     return [*marks, (time.perf_counter(), 0)]
 

@@ -22,8 +22,8 @@ from distspec.config import Experiment, load
 from distspec.models.autoencoders.dense import DenseAutoencoder, masked_chi2
 from distspec.models.training.feed import Feed
 from distspec.models.training.loop import Reconstruction, fit
+from distspec.runtime.cluster import connect
 from distspec.runtime.tracking import tracking_uri
-from distspec.runtime.workers import connect
 from distspec.stages.ingest.stage import ingest
 from distspec.stages.train.stage import train
 from distspec.store import SpectraStore
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Take turns; each form trains the same network on the same spectra."""
     first = settings(options, folder, "ingest")
     Path(first.output).mkdir(parents=True, exist_ok=True)
-    connect(first.runtime, 2)
+    connect(first.runtime)
     store = ingest(first)
     forms: dict[str, list[dict[str, float]]] = {}
     for turn in range(options.repeat):

@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from distspec.config import Runtime
 from distspec.runtime.threads import one_thread
-from distspec.runtime.workers import map_actors, map_shards
+from distspec.runtime.workers import map_items
 
 pytestmark = pytest.mark.numeric
 
@@ -51,9 +51,8 @@ def test_a_decorated_function_is_held_each_time_it_is_called(four_threads: None)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mapping", [map_shards, map_actors])
-def test_work_has_one_thread_here_and_in_a_worker(ray_session: None, four_threads: None, mapping: object) -> None:
+def test_work_has_one_thread_here_and_in_a_worker(ray_session: None, four_threads: None) -> None:
     for items in ([1], [1, 2, 3]):
-        told = dict(mapping(Pools, (), items, Runtime(workers=2)))
+        told = dict(map_items(Pools, (), items, Runtime(workers=2)))
         assert sorted(told) == items
         assert [set(threads.values()) for threads in told.values()] == [{1}] * len(items), told

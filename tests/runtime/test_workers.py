@@ -2,19 +2,19 @@
 
 import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from distspec.config import Runtime
-from distspec.errors import ConfigError, ShardError
-from distspec.runtime.workers import map_actors, map_shards, require_resources, workers_of
+from distspec.errors import ConfigError, DistspecWarning, ShardError
+from distspec.runtime import workers
+from distspec.runtime.cluster import require_resources, workers_of
+from distspec.runtime.workers import map_items
 
 TWO = Runtime(workers=2)
-
-both = pytest.mark.parametrize("spread", [map_shards, map_actors])
 
 
 class Squares:
@@ -62,45 +62,115 @@ class Folder:
         return os.getcwd()
 
 
-@both
-def test_every_item_is_done_once_in_workers_as_it_is_here(ray_session: None, spread: Callable[..., Any]) -> None:
-    apart = list(spread(Squares, (), range(5), TWO))
+def test_every_item_is_done_once_in_workers_as_it_is_here(ray_session: None) -> None:
+    apart = list(map_items(Squares, (), range(5), TWO))
     assert os.getpid() not in {process for *_, process in apart}
-    here = list(map_shards(Squares, (), range(5), TWO, here=True))
+    here = list(map_items(Squares, (), range(5), TWO, here=True))
     assert {process for *_, process in here} == {os.getpid()}
     assert sorted(result[:2] for result in apart) == [result[:2] for result in here]
     assert [result[:2] for result in here] == [(item, item**2) for item in range(5)]
 
 
-@both
-def test_a_single_item_is_done_here_and_needs_no_ray(spread: Callable[..., Any]) -> None:
-    assert list(spread(Squares, (), [3], TWO)) == [(3, 9, os.getpid())]
-    assert list(spread(Squares, (), [], TWO)) == []
+def test_a_single_item_is_done_here_and_needs_no_ray() -> None:
+    assert list(map_items(Squares, (), [3], TWO)) == [(3, 9, os.getpid())]
+    assert list(map_items(Squares, (), [], TWO)) == []
 
 
-@both
 @pytest.mark.parametrize("items", [[2], pytest.param([1, 2, 3], marks=pytest.mark.slow)])
 def test_a_failure_arrives_as_one_line_and_is_not_tried_again(
-    ray_session: None, tmp_path: Path, spread: Callable[..., Any], items: list[int]
+    ray_session: None, tmp_path: Path, items: list[int]
 ) -> None:
     with pytest.raises(ShardError, match=r"^a worker failed: ZeroDivisionError: by nothing$"):
-        list(spread(Fails, (str(tmp_path),), items, TWO))
+        list(map_items(Fails, (str(tmp_path),), items, TWO))
     assert (tmp_path / "2").read_text() == "x"
 
 
-@both
 @pytest.mark.parametrize("items", [[20], pytest.param([10, 20, 30], marks=pytest.mark.slow)])
-def test_an_error_of_ours_keeps_the_rows_that_it_names(
-    ray_session: None, tmp_path: Path, spread: Callable[..., Any], items: list[int]
-) -> None:
+def test_an_error_of_ours_keeps_the_rows_that_it_names(ray_session: None, tmp_path: Path, items: list[int]) -> None:
     with pytest.raises(ShardError, match=r"^rows 20 to 30 are damaged$") as caught:
-        list(spread(Fails, (str(tmp_path),), items, TWO))
+        list(map_items(Fails, (str(tmp_path),), items, TWO))
     assert caught.value.rows == (20, 30)
+
+
+class Deadly:
+    """Sums of the rows of shards; some rows end the process or never come to an end."""
+
+    def __init__(self, deadly: tuple[int, ...], sleepy: tuple[int, ...] = ()) -> None:
+        self._deadly, self._sleepy = deadly, sleepy
+
+    def __call__(self, shard: int) -> tuple[int, int, tuple[int, ...]]:
+        return self.without(shard, (), "")
+
+    def attempt(self, shard: int, start: int, stop: int) -> None:
+        self._sum(range(start, stop))
+
+    def without(self, shard: int, lost: tuple[int, ...], why: str) -> tuple[int, int, tuple[int, ...]]:
+        return shard, self._sum(sorted(set(range(*bounds(shard))) - set(lost))), lost
+
+    def _sum(self, rows: Sequence[int]) -> int:
+        for row in rows:
+            if row in self._deadly:
+                os._exit(1)
+            if row in self._sleepy:
+                time.sleep(3600)
+        return sum(rows)
+
+
+class DeadlyTogether(Deadly):
+    """Ends its process for many rows at a time, as what takes too much memory does."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    def _sum(self, rows: Sequence[int]) -> int:
+        if len(rows) > 4:
+            os._exit(1)
+        return sum(rows)
+
+
+def bounds(shard: int) -> tuple[int, int]:
+    return 8 * shard, 8 * shard + 8
+
+
+@pytest.mark.slow
+def test_rows_that_end_their_workers_are_found_and_all_others_done(ray_session: None) -> None:
+    with pytest.warns(DistspecWarning, match="sums goes on without row (3|17, 18), which ended its worker"):
+        results = sorted(map_items(Deadly, ((3, 17, 18),), range(4), TWO, "sums", rows=bounds))
+    lost = {0: (3,), 1: (), 2: (17, 18), 3: ()}
+    assert results == [(n, sum(set(range(*bounds(n))) - set(lost[n])), lost[n]) for n in range(4)]
+
+
+@pytest.mark.slow
+def test_a_row_that_never_ends_is_found_by_its_time(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "PART_SECONDS", 5.0)
+    settings = Runtime(workers=2, item_seconds=5.0)
+    with pytest.warns(DistspecWarning, match="sums goes on without row 9, which took longer than 5 s"):
+        results = sorted(map_items(Deadly, ((), (9,)), range(2), settings, "sums", rows=bounds))
+    assert results == [(0, 28, ()), (1, 92 - 9, (9,))]
+
+
+@pytest.mark.slow
+def test_work_that_cannot_be_cut_is_given_up_after_some_workers(ray_session: None) -> None:
+    with pytest.raises(ShardError, match=r"^sums 1 ended its worker \(.*\), 3 times; given up$"):
+        list(map_items(Deadly, ((9,),), [0, 1], TWO, "sums"))
+
+
+@pytest.mark.slow
+def test_what_only_ends_workers_as_a_whole_is_no_fault_of_a_row(ray_session: None) -> None:
+    with pytest.raises(ShardError, match=r"^sums: one of rows .* ended its worker .*, 3 times; given up$"):
+        list(map_items(DeadlyTogether, (), [0, 1], TWO, "sums", rows=bounds))
+
+
+def test_workers_are_kept_for_the_next_job_and_give_way_to_others(ray_session: None) -> None:
+    first, second = ({process for *_, process in map_items(Squares, (), range(4), TWO)} for _ in range(2))
+    assert first & second
+    require_resources("train.workers", 1, 0)
+    assert not first & {process for *_, process in map_items(Squares, (), range(4), TWO)}
 
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_time(ray_session: None, tmp_path: Path) -> None:
-    results = sorted(map_shards(Dies, (str(tmp_path / "mark"),), [1, 2, 3, 4], TWO))
+    results = sorted(map_items(Dies, (str(tmp_path / "mark"),), [1, 2, 3, 4], TWO))
     assert (tmp_path / "mark").exists()
     assert results == [1, 2, 3, 4]
 
@@ -110,7 +180,7 @@ def test_a_worker_works_in_the_folder_of_the_driver(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert set(map_actors(Folder, (), [1, 2], TWO)) == {str(tmp_path)}
+    assert set(map_items(Folder, (), [1, 2], TWO)) == {str(tmp_path)}
 
 
 def test_there_is_a_worker_for_each_item_at_most(ray_session: None) -> None:
@@ -124,4 +194,4 @@ def test_what_the_cluster_never_has_is_refused(ray_session: None) -> None:
     with pytest.raises(ConfigError, match=r"train\.workers asks for 99 CPUs and 0 GPUs; .* ask for fewer"):
         require_resources("train.workers", 99, 0)
     with pytest.raises(ConfigError, match=r"runtime\.workers asks for 2 CPUs and 2000 GPUs"):
-        workers_of(Runtime(workers=2, gpus_per_worker=1000), 2)
+        workers_of(Runtime(workers=2), 2, 1000)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from distspec.config import Specutils
-from distspec.errors import ConfigError, SourceError
+from distspec.errors import ConfigError, SourceError, extra
 from distspec.sources import Entry, Piece
 from distspec.sources.catalogs.catalog import locate
 from distspec.sources.files.fits import FitsFile
@@ -181,7 +181,8 @@ def _number(*values: Any) -> float:
 
 
 def _read_file(files: Files, name: str, form: str | None) -> list[Any]:
-    from specutils import Spectrum, SpectrumList
+    with extra("specutils"):
+        from specutils import Spectrum, SpectrumList
 
     place = files.place(name)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from distspec.errors import extra
 from distspec.sources.uniform import place_pixels, uniform_grid
 from distspec.spectra import Spectra, WaveGrid
 
@@ -115,7 +116,9 @@ def to_specutils(spectra: Spectra, unit: str = FLUX_UNIT) -> Any:
     """
     from astropy import units as u
     from astropy.nddata import InverseVariance
-    from specutils import Spectrum, SpectrumList
+
+    with extra("specutils"):
+        from specutils import Spectrum, SpectrumList
 
     flux_unit = u.Unit(unit)
     items = []

@@ -49,7 +49,7 @@ from distspec.results.columns import Columns, exposure_columns, property_columns
 from distspec.results.layout import compare_folder, ensemble_folder, ensemble_layer
 from distspec.results.scores import Scores, joined_scores, top_list
 from distspec.runtime.threads import one_thread
-from distspec.runtime.workers import map_shards
+from distspec.runtime.workers import map_items
 from distspec.stages.compare.bias import Groups, find_groups, measure_bias
 from distspec.stages.compare.errors import Residuals, measure_residuals
 from distspec.stages.compare.section import content, figures
@@ -130,8 +130,8 @@ def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comp
         return found
     folder = _folder(experiment, store, scores, chosen)
     lineage = {"store": store.digest, "scores": ", ".join(chosen.key)}
-    slots = experiment.train.workers if store.rows > _HERE else None
-    with stage_run(experiment, store, "compare", folder.name, lineage, slots) as run:
+    workers = store.rows > _HERE
+    with stage_run(experiment, store, "compare", folder.name, lineage, workers=workers) as run:
         survey = _take_survey(chosen)
         ensembles = _join(experiment, store, chosen, survey)
         facts, files = _compared(experiment, store, scores, chosen, survey, properties, kinds)
@@ -364,7 +364,7 @@ def _join(experiment: Experiment, store: SpectraStore, chosen: Scores, survey: _
     places = {score: chosen.layer(score).name for score in chosen.names}
     arguments = (store.path, str(folder / _SURVIVORS), name, places)
     here = store.rows <= _HERE
-    for _ in map_shards(EnsembleScorer, arguments, pending, experiment.runtime, "compare", here=here):
+    for _ in map_items(EnsembleScorer, arguments, pending, experiment.runtime, "compare", here=here):
         pass
     return layer
 

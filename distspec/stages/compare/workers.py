@@ -9,6 +9,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from distspec.errors import StoreError
+from distspec.results.scores import Scores
 from distspec.statistics.ensembles import SurvivalFunction, rank_mean, rank_union
 from distspec.store import SpectraStore
 
@@ -21,16 +22,17 @@ class EnsembleScorer:
     def __init__(self, store: str, survivors: str, layer: str, places: dict[str, str]) -> None:
         self._store = SpectraStore.open(store, write=True)
         self._layer = self._store.layer(layer)
-        self._layers = {score: self._store.layer(place) for score, place in places.items()}
+        self._names = list(places)
+        self._scores = Scores(self._store.layer(place) for place in dict.fromkeys(places.values()))
         with _opened(survivors) as arrays:
             self._survivors = {
                 score: SurvivalFunction(arrays[f"{score}.edges"], arrays[f"{score}.counts"]) for score in places
             }
 
     def __call__(self, shard: int) -> int:
+        values = self._scores.read_shard(shard, *self._names)
         shares = np.stack(
-            [self._survivors[score].shares(layer.read_shard(shard, score)[0]) for score, layer in self._layers.items()],
-            axis=1,
+            [self._survivors[score].shares(column) for score, column in zip(self._names, values, strict=True)], axis=1
         )
         self._layer.write(shard, {"rank_mean": rank_mean(shares), "rank_union": rank_union(shares)})
         return shard

@@ -49,7 +49,7 @@ from distspec.detectors.classical.saved import load_detector, require_detector, 
 from distspec.errors import ConfigError
 from distspec.results.layout import detect_layer, detector_folder
 from distspec.runtime.threads import one_thread
-from distspec.runtime.workers import map_actors, map_shards
+from distspec.runtime.workers import map_items
 from distspec.stages.detect.workers import DetectorScorer, Grower, Piece, Summarizer
 from distspec.stages.stage import Job, Products, Stage, State, stage_run
 from distspec.statistics.holdout import held_out, limited
@@ -121,7 +121,7 @@ def detect(experiment: Experiment, store: SpectraStore) -> dict[str, Layer]:
         return {name: there[name] for name in names}
     key = "-".join(folder.name.rpartition("-")[2][:6] for folder in folders.values())
     lineage = {"store": store.digest, "recipe": store.recipe}
-    with stage_run(experiment, store, "detect", key, lineage, experiment.train.workers) as run:
+    with stage_run(experiment, store, "detect", key, lineage, workers=True) as run:
         training = _training(experiment, store)
         _fit(experiment, store, [one for one in wanted if not folders[one.name].is_dir()], training)
         layers, facts = {}, {}
@@ -183,7 +183,7 @@ def _fit(
         arguments = (store.path, {name: str(folders[name]) for name in looking})
         total: dict[str, Any] = {}
         label = f"look ({', '.join(looking)})"
-        results = map_shards(Summarizer, arguments, items, experiment.runtime, label)
+        results = map_items(Summarizer, arguments, items, experiment.runtime, label)
         for found in _in_order(results, [shard for shard, _ in items]):
             total = {name: total[name] + found[name] if name in total else found[name] for name in found}
         for name, detector in looking.items():
@@ -220,7 +220,7 @@ def _grow(
     items = [Piece(one, part) for one in wanted for part in range(classical.class_of(one).parts(one))]
     arguments = (store.path, np.flatnonzero(kept & training), experiment.seed)
     grown = {}
-    for piece, arrays in map_actors(Grower, arguments, items, experiment.runtime, "fit"):
+    for piece, arrays in map_items(Grower, arguments, items, experiment.runtime, "fit"):
         grown[piece] = arrays
     for one in wanted:
         parts = [grown[piece] for piece in items if piece.detector == one]
@@ -240,7 +240,11 @@ def _score(
         for shard in sorted(set().union(*pending.values()))
     ]
     places = {name: (str(folders[name]), layer.name) for name, layer in layers.items()}
-    for _ in map_shards(DetectorScorer, (store.path, places), items, experiment.runtime, "detect"):
+
+    def rows(item: tuple[int, tuple[str, ...]]) -> tuple[int, int]:
+        return store.base.bounds(item[0])
+
+    for _ in map_items(DetectorScorer, (store.path, places), items, experiment.runtime, "detect", rows=rows):
         pass
     found = {name: Moments.zero(1) for name in layers}
     for name, layer in layers.items():

@@ -3,6 +3,7 @@
 None of them knows another: pieces and summaries come together in the driver.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +63,23 @@ class DetectorScorer:
         self._detectors = {name: load_detector(folder)[0] for name, (folder, _) in places.items()}
 
     def __call__(self, item: tuple[int, tuple[str, ...]]) -> int:
+        return self.without(item, (), "")
+
+    def attempt(self, item: tuple[int, tuple[str, ...]], start: int, stop: int) -> None:
+        """Score some rows of a shard and keep nothing."""
+        first, _ = self._store.base.bounds(item[0])
+        spectra = self._store.read(item[0])[start - first : stop - first]
+        usable = self._store.status(start, stop) == 0
+        if usable.any():
+            for name in item[1]:
+                self._detectors[name].details(spectra[usable])
+
+    def without(self, item: tuple[int, tuple[str, ...]], lost: Sequence[int], why: str) -> int:
+        """Score a shard without some rows; these have no scores, and the layers keep why."""
         shard, names = item
         start, stop = self._store.base.bounds(shard)
-        usable = self._store.status(start, stop) == 0
         spectra = self._store.read(shard)
+        usable = (self._store.status(start, stop) == 0) & ~np.isin(spectra.rows, lost)
         chosen = spectra if usable.all() else spectra[usable]
         for name in names:
             detector = self._detectors[name]
@@ -77,6 +91,7 @@ class DetectorScorer:
                 empty = np.nan if np.dtype(dtype).kind == "f" else -1
                 told[field] = np.full((len(usable), *shape), empty, dtype)
                 told[field][usable] = found[field]
+            self._layers[name].give_up(shard, lost, why)
             self._layers[name].write(shard, told)
         return shard
 

@@ -49,7 +49,7 @@ from distspec.results.layout import detector_folder, evaluation_folder, score_la
 from distspec.results.scores import Scores, joined_scores, score_names
 from distspec.results.truth import has_truth
 from distspec.runtime.threads import one_thread
-from distspec.runtime.workers import map_actors
+from distspec.runtime.workers import map_items
 from distspec.stages.evaluate.injection import GRADED, KINDS, MOVED, describe
 from distspec.stages.evaluate.section import SCHEMA, content, figures, picture, truth_section
 from distspec.stages.evaluate.workers import InjectionJob, Injector, Part, Plan
@@ -160,7 +160,7 @@ def evaluate(
     table = Scores(layers)
     lineage = {"store": store.digest, "scores": " ".join(table.key)}
     lineage |= {} if checkpoint is None else {"model": checkpoint.sha256}
-    with stage_run(experiment, store, "evaluate", folder.name, lineage, experiment.train.workers) as run:
+    with stage_run(experiment, store, "evaluate", folder.name, lineage, workers=True) as run:
         places = _places(experiment, store, detected)
         arguments = (store.path, plan, experiment, None if checkpoint is None else checkpoint.folder, places)
         parts = _work(experiment, plan, folder, arguments)
@@ -302,7 +302,8 @@ def _work(experiment: Experiment, plan: Plan, folder: Path, arguments: tuple[Any
         if part is not None:
             parts[job] = part
     missing = [job for job in jobs if job not in parts]
-    for job, part in map_actors(Injector, arguments, missing, experiment.runtime, "evaluate"):
+    gpus = experiment.runtime.gpus_per_worker
+    for job, part in map_items(Injector, arguments, missing, experiment.runtime, "evaluate", gpus=gpus):
         _write_part(folder / job.name, part)
         parts[job] = part
     return parts

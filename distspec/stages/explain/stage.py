@@ -63,7 +63,7 @@ from distspec.results.layout import ascent_layer, explain_layer, lines_layer
 from distspec.results.lines import LineResults
 from distspec.results.scores import Scores
 from distspec.runtime.threads import one_thread
-from distspec.runtime.workers import map_actors
+from distspec.runtime.workers import map_items
 from distspec.spectra.lines.tables import Indices, LineTable
 from distspec.stages.explain.section import content, figures
 from distspec.stages.explain.selection import SelectedRows, by_ids, name_of, top_lists, top_rows
@@ -277,14 +277,17 @@ def _finish(
         runs = []
         for layer in left:
             lineage = {"store": store.digest, "model": layer.attributes["model"], "scores": layer.attributes["scores"]}
-            key, slots = layer.name.removeprefix("explain-"), experiment.train.workers
-            runs.append(stack.enter_context(stage_run(experiment, store, "explain", key, lineage, slots)))
+            key = layer.name.removeprefix("explain-")
+            runs.append(stack.enter_context(stage_run(experiment, store, "explain", key, lineage, workers=True)))
         items = []
         for layer in left:
             for shard in pending[layer.name]:
                 cut = slice(*layer.bounds(shard))
                 items.append((layer.name, shard, SelectedRows(chosen.rows[cut], chosen.rank[cut])))
-        for _ in map_actors(worker, arguments, items, experiment.runtime, left[0].name.partition("-")[0]):
+        # Lines are fits, which know no device.
+        gpus = 0.0 if worker is LineWorker else experiment.runtime.gpus_per_worker
+        label = left[0].name.partition("-")[0]
+        for _ in map_items(worker, arguments, items, experiment.runtime, label, gpus=gpus):
             pass
         for run, layer in zip(runs, left, strict=True):
             run.metrics(summary(layer))

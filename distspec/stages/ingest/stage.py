@@ -64,9 +64,10 @@ from distspec.config import Experiment, differences, digest
 from distspec.errors import ConfigError, DistspecWarning, LayoutError, SourceError
 from distspec.prepare.recipe import Recipe
 from distspec.results.layout import ledger_path, recipe_digest, store_digest, store_identity, store_path
+from distspec.runtime.cluster import connect, dask_scheduler, workers_of
 from distspec.runtime.threads import one_thread
 from distspec.runtime.tracking import Run
-from distspec.runtime.workers import connect, dask_scheduler, map_shards, workers_of
+from distspec.runtime.workers import map_items
 from distspec.sources import Piece, Source
 from distspec.spectra import Status, first_reasons
 from distspec.stages.ingest.finish import duplicate_rows, statistics_of
@@ -265,13 +266,13 @@ def _warn_of_catalog(experiment: Experiment, store: SpectraStore) -> None:
 def _fill(experiment: Experiment, store: SpectraStore) -> None:
     """Write the pending shards, take the second look, and say what became of everything."""
     settings = experiment.runtime
-    connect(settings, experiment.train.workers)
+    connect(settings)
     # Each extension is a run of its own; a run that was interrupted is gone on with.
     key = digest(store.digest, list(store.base.parts))
     with Run(experiment, "ingest", key, {"store": store.digest}) as run:
         rows = FileRows(store.inventory())
         items = [(shard, rows.pieces(*store.base.bounds(shard))) for shard in store.pending()]
-        for _ in map_shards(Ingester, (experiment, store.path), items, settings, "ingest"):
+        for _ in map_items(Ingester, (experiment, store.path), items, settings, "ingest"):
             pass
         source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
         missing = source.missing()
@@ -304,7 +305,7 @@ def _finish(experiment: Experiment, store: SpectraStore) -> None:
             (shard, duplicates[np.searchsorted(duplicates, start) : np.searchsorted(duplicates, stop)])
             for shard, (start, stop) in zip(pending, cuts, strict=True)
         ]
-        for _ in map_shards(Finisher, (store.path,), items, experiment.runtime, "look"):
+        for _ in map_items(Finisher, (store.path,), items, experiment.runtime, "look"):
             pass
     store.reload()
 
@@ -314,9 +315,9 @@ def _count(experiment: Experiment, source: Source, names: list[str]) -> Iterator
     if len(names) <= _FEW:
         yield from counts_of(source, names)
         return
-    connect(experiment.runtime, experiment.train.workers)
+    connect(experiment.runtime)
     groups = [names[start : start + _GROUP] for start in range(0, len(names), _GROUP)]
-    for found in map_shards(Counter, (experiment,), groups, experiment.runtime, "count"):
+    for found in map_items(Counter, (experiment,), groups, experiment.runtime, "count"):
         yield from found
 
 

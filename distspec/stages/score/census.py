@@ -1,7 +1,9 @@
 """What became of every spectrum and every file: scored, or set aside with a reason, and the counts add up."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
@@ -11,7 +13,10 @@ from distspec.results.scores import Scores
 from distspec.spectra import Status, first_reasons
 from distspec.store import SpectraStore
 
-__all__ = ["Aside", "Census", "take_census"]
+__all__ = ["GIVEN_UP", "Aside", "Census", "take_census"]
+
+GIVEN_UP: Final = "ended the workers that scored it"
+"""Reason of a spectrum that is usable as far as ingest could tell."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,17 @@ def take_census(store: SpectraStore, scores: Scores, keep: int = 100) -> Census:
     if scores.rows != store.rows:
         raise LayoutError(f"{scores.key[0]} has {scores.rows} rows, the store {store.rows}; score this store")
     census = Census(store.rows)
+    given_up = scores.given_up()
     last, last_scored = "", False
     for shard in range(store.shards):
         start, stop = store.base.bounds(shard)
         status = store.status(start, stop)
         usable = status == 0
+        lost = {row: why for row, why in given_up.items() if start <= row < stop and usable[row - start]}
+        usable[[row - start for row in lost]] = False
         _require_agreement(scores, start, stop, usable)
+        census.reasons.update({GIVEN_UP: len(lost)} if lost else {})
+        _name_given_up(census, store, lost, keep)
         census.scored += int(usable.sum())
         census.set_aside += int((~usable).sum())
         for reason, count in first_reasons(status).items():
@@ -139,3 +149,11 @@ def _name_aside(
         for index, position in enumerate(picked):
             reasons = Status(int(status[position])).reasons
             named.append(Aside(int(rows[position]), str(ids[index]), str(files[index]), reasons, str(notes[index])))
+
+
+def _name_given_up(census: Census, store: SpectraStore, lost: Mapping[int, str], keep: int) -> None:
+    rows = np.array(list(lost)[: keep - len(census.others)], np.int64)
+    if rows.size:
+        ids, files = (store.column(name, rows) for name in ("id", "file"))
+        for row, survey_id, file in zip(rows.tolist(), ids, files, strict=True):
+            census.others.append(Aside(row, str(survey_id), str(file), [GIVEN_UP], lost[row]))

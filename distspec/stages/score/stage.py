@@ -40,7 +40,7 @@ from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import score_layer
 from distspec.results.scores import score_names
 from distspec.runtime.threads import one_thread
-from distspec.runtime.workers import map_shards
+from distspec.runtime.workers import map_items
 from distspec.spectra import first_reasons
 from distspec.stages.score.section import sections
 from distspec.stages.score.workers import Scorer, ScoreSummary, summarize
@@ -106,11 +106,11 @@ def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -
     if not pending:
         return layer
     lineage = {"store": store.digest, "model": checkpoint.sha256}
-    key, slots = name.removeprefix("score-"), experiment.train.workers
-    with stage_run(experiment, store, "score", key, lineage, slots) as run:
+    with stage_run(experiment, store, "score", name.removeprefix("score-"), lineage, workers=True) as run:
         device = "cuda" if experiment.runtime.gpus_per_worker else "cpu"
         arguments = (store.path, checkpoint.folder, name, experiment.score, device)
-        parts = list(map_shards(Scorer, arguments, pending, experiment.runtime, "score"))
+        gpus = experiment.runtime.gpus_per_worker
+        parts = list(map_items(Scorer, arguments, pending, experiment.runtime, "score", gpus=gpus, rows=layer.bounds))
         # What an earlier, interrupted run has scored is summarized from the layer.
         done = sorted(set(range(layer.shards)) - set(pending))
         parts += [_summary_of_shard(store, layer, shard, experiment.score.top) for shard in done]
@@ -127,7 +127,7 @@ def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -
 def _summary_of_shard(store: SpectraStore, layer: Layer, shard: int, top: int) -> ScoreSummary:
     start, stop = layer.bounds(shard)
     names = score_names(layer)
-    usable = store.status(start, stop) == 0
+    usable = (store.status(start, stop) == 0) & ~np.isin(np.arange(start, stop), list(layer.given_up()))
     return summarize(
         np.arange(start, stop), dict(zip(names, layer.read_shard(shard, *names), strict=True)), usable, top
     )

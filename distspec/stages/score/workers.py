@@ -2,7 +2,7 @@
 summary of it, which adds up across shards.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,9 +63,21 @@ class Scorer:
         self._top = settings.top
 
     def __call__(self, shard: int) -> ScoreSummary:
+        return self.without(shard, (), "")
+
+    def attempt(self, shard: int, start: int, stop: int) -> None:
+        """Score some rows of a shard and keep nothing."""
+        first, _ = self._layer.bounds(shard)
+        usable = self._store.status(start, stop) == 0
+        spectra = self._store.read(shard)[start - first : stop - first]
+        if usable.any():
+            self._scores(spectra[usable])
+
+    def without(self, shard: int, lost: Sequence[int], why: str) -> ScoreSummary:
+        """Score a shard without some rows; these have no scores, and the layer keeps why."""
         spectra = self._store.read(shard)
         start, stop = self._layer.bounds(shard)
-        usable = self._store.status(start, stop) == 0
+        usable = (self._store.status(start, stop) == 0) & ~np.isin(spectra.rows, lost)
         chosen = spectra if usable.all() else spectra[usable]
         names = self._scores.names
         values = np.full((len(spectra), len(names)), np.nan, np.float32)
@@ -88,5 +100,6 @@ class Scorer:
                 error.rows = (start, stop)
                 raise error
         columns = {name: np.ascontiguousarray(values[:, index]) for index, name in enumerate(names)}
+        self._layer.give_up(shard, lost, why)
         self._layer.write(shard, told | columns)
         return summarize(spectra.rows, columns, usable, self._top)

@@ -66,9 +66,9 @@ from distspec.models.flows.density import classes_of
 from distspec.models.training.feed import Feed
 from distspec.models.training.loop import Epoch, newest_epochs
 from distspec.results.layout import model_folder
+from distspec.runtime.cluster import require_resources
 from distspec.runtime.progress import progress
 from distspec.runtime.tracking import Run
-from distspec.runtime.workers import require_resources
 from distspec.spectra import Spectra, first_reasons
 from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.stages.train.accuracy import as_text
@@ -152,7 +152,7 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
     with torch.device("meta"):
         models.build(settings.model, store.grid)  # what does not fit the grid is refused before Ray starts
     lineage = {"store": store.digest, "recipe": store.recipe}
-    with stage_run(experiment, store, "train", folder.name, lineage, settings.workers) as run:
+    with stage_run(experiment, store, "train", folder.name, lineage, workers=True) as run:
         state = Path(experiment.output) / "training" / folder.name
         _work(experiment, store, state, run)
         checkpoint = Checkpoint.load(state / "model")

@@ -57,9 +57,9 @@ from distspec.errors import ConfigError, ShardError
 from distspec.files import write_file
 from distspec.models.training.feed import Feed
 from distspec.results.layout import tuned_path, tuning_folder
+from distspec.runtime.cluster import connect, require_resources
 from distspec.runtime.progress import progress
 from distspec.runtime.tracking import Run
-from distspec.runtime.workers import connect, require_resources
 from distspec.stages.stage import Job, Products, Stage, State, Tuned, stage_run
 from distspec.stages.tune.space import Chooser, Least, Space
 from distspec.stages.tune.study import NAME, Study, number_of
@@ -203,7 +203,7 @@ def _search(search: Search, folder: Path) -> None:
     reasons: list[str] = []
     with _bar(trials, len(study.ended())) as ended:
         while (left := trials - len(study.ended())) > 0:
-            connect(search.experiment.runtime, search.experiment.tune.concurrent)
+            connect(search.experiment.runtime)
             shutil.rmtree(scratch, ignore_errors=True)
             follower = _Follower(search, ended)
             try:

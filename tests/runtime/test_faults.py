@@ -1,0 +1,102 @@
+"""Faults that cost workers, in whole stages: the stage ends, what it lost is named, and all else is as without them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distspec import cli
+from distspec.config import dump
+from distspec.pipeline import Products, given_up, run
+from distspec.stages.detect import stage as detect_stage
+from distspec.stages.detect.workers import DetectorScorer
+from distspec.stages.score import stage as score_stage
+from distspec.stages.score.census import GIVEN_UP
+from distspec.stages.score.workers import Scorer
+from tests.support.small import small
+
+DEADLY = 300
+"""Row that ends whoever scores it."""
+
+DETECT = {"detectors": [{"kind": "pca", "components": 3}], "sample": 200}
+
+
+class DeadlyScorer(Scorer):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._scores = Deadly(self._scores)  # type: ignore[assignment]
+
+
+class DeadlyDetectorScorer(DetectorScorer):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._detectors = {name: Deadly(one) for name, one in self._detectors.items()}  # type: ignore[misc]
+
+
+class Deadly:
+    """Scores as another does, and ends the process where it meets one row."""
+
+    def __init__(self, other: Any) -> None:
+        self._other = other
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._other, name)
+
+    def __call__(self, spectra: Any) -> Any:
+        if DEADLY in spectra.rows:
+            os._exit(1)
+        return self._other(spectra)
+
+    def details(self, spectra: Any) -> Any:
+        if DEADLY in spectra.rows:
+            os._exit(1)
+        return self._other.details(spectra)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Products:
+    return run(small(tmp_path_factory.mktemp("quiet") / "out", detect=DETECT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["score", "detect"])
+def test_a_spectrum_that_ends_its_workers_is_set_aside_and_the_run_goes_on(
+    undisturbed: Products,
+    verb: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    experiment = small(tmp_path / "out", detect=DETECT)
+    assert undisturbed.store is not None and undisturbed.store.status(DEADLY, DEADLY + 1)[0] == 0
+    if verb == "score":
+        monkeypatch.setattr(score_stage, "Scorer", DeadlyScorer)
+    else:
+        monkeypatch.setattr(detect_stage, "DetectorScorer", DeadlyDetectorScorer)
+    with pytest.warns(match=f"{verb} goes on without row {DEADLY}, which ended its worker"):
+        made = run(experiment)
+    assert made.store is not None and made.report is not None
+    lost = given_up(made)
+    assert list(lost) == [DEADLY]
+    layers = {"score": (made.scores, undisturbed.scores), "detect": (made.detected["pca"], undisturbed.detected["pca"])}
+    for name, (layer, quiet) in layers.items():
+        assert layer is not None and quiet is not None
+        for field in layer.fields:
+            found, expected = layer.read(field), quiet.read(field)
+            if name == verb:
+                expected = np.array(expected)
+                assert np.isnan(found[DEADLY]).all() and not np.isnan(expected[DEADLY]).any()
+                expected[DEADLY] = found[DEADLY]
+            np.testing.assert_array_equal(found, expected)
+    page = made.report.read_text("utf-8")
+    assert GIVEN_UP in page
+    # The same said on the command line; done already, so that nothing is lost again.
+    file = tmp_path / "small.toml"
+    file.write_text(dump(experiment), "utf-8")
+    monkeypatch.setattr("sys.argv", ["distspec", "run", str(file)])
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    assert leaving.value.code == 3
+    assert f"1 usable spectra have no scores, such as row {DEADLY} (" in capsys.readouterr().err
