@@ -93,7 +93,7 @@ def test_workers_are_as_many_as_gpus_allow_where_they_are_used() -> None:
         "import ray\n"
         "from distspec.config import Runtime\n"
         "from distspec.runtime.cluster import workers_of\n"
-        "ray.init(num_cpus=64, num_gpus=8, include_dashboard=False)\n"
+        "ray.init(address='local', num_cpus=64, num_gpus=8, include_dashboard=False)\n"
         "print([workers_of(Runtime(), 1000, gpus) for gpus in (1.0, 0.5, 2.0, 0.0)])\n"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=True)
