@@ -218,8 +218,11 @@ class SpectraStore:
 
     def read(self, shard: int, *, frozen: bool = True) -> Spectra:
         """Read one shard of spectra, with the frozen statistics of the sample applied unless told otherwise."""
-        start, stop = self.base.bounds(shard)
-        flux, ivar = self.base.read_shard(shard, "flux", "ivar")
+        return self.between(*self.base.bounds(shard), frozen=frozen)
+
+    def between(self, start: int, stop: int, *, frozen: bool = True) -> Spectra:
+        """Read a run of rows, as `read` does."""
+        flux, ivar = (self.base.read(name, start, stop) for name in ("flux", "ivar"))
         redshift = self.base.read("columns/z", start, stop) if self.frame == "observed" else None
         spectra = Spectra(np.arange(start, stop, dtype=np.int64), flux, ivar, self.grid, redshift)
         statistics = self.statistics

@@ -173,10 +173,11 @@ class _Streamed:
         for (first, last), inside in zip(spans, kept, strict=True):
             part = slice(start, start + len(inside))
             rows[part] = inside + first
-            flux[part] = self.store.base.read("flux", first, last)[inside]
-            ivar[part] = self.store.base.read("ivar", first, last)[inside]
-            if self.store.frame == "observed":
-                redshift[part] = self.store.base.read("columns/z", first, last)[inside]
+            # As they are scored: with the statistics of the sample.
+            spectra = self.store.between(first, last)
+            flux[part], ivar[part] = spectra.flux[inside], spectra.ivar[inside]
+            if spectra.redshift is not None:
+                redshift[part] = spectra.redshift[inside]
             start = part.stop
         flux[ivar <= 0] = 0
         return rows, flux, ivar, redshift

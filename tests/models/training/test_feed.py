@@ -7,9 +7,11 @@ import torch
 from distspec.config import Train
 from distspec.models.training.feed import Feed
 from distspec.spectra import Spectra
+from distspec.stages.ingest.stage import ingest
 from distspec.statistics import holdout
 from distspec.store import SpectraStore
 from tests.conftest import make_store
+from tests.support.small import SMALL, small
 
 
 def test_every_training_spectrum_is_seen_once_and_no_validation_spectrum(store: SpectraStore) -> None:
@@ -76,6 +78,23 @@ def test_a_pixel_of_1e30_does_not_become_the_mean_spectrum(
 
     monkeypatch.setattr(feed._streamed, "load", spoiled)
     assert torch.allclose(before, feed.mean(), atol=0.05)
+
+
+@pytest.mark.parametrize(("frame", "cache"), [("rest", 0.0), ("observed", 1.0)])
+def test_a_model_is_trained_on_what_it_scores(tmp_path: Path, frame: str, cache: float, ray_session: None) -> None:
+    sample = {"missing_max": 0.1, "impute": True, "divide_by_mean": True}
+    prepare = SMALL["ingest"]["prepare"] | {"frame": frame, "sample": sample}
+    store = ingest(small(tmp_path / "out", ingest=SMALL["ingest"] | {"prepare": prepare}))
+    feed = Feed(store.path, Train(batch=8, cache_gb=cache), 1)
+    for chosen in (feed.training, feed.validation):
+        for rows, (flux, ivar, redshift) in feed.in_order(chosen):
+            seen = store.take(rows)
+            np.testing.assert_array_equal(ivar.numpy(), seen.ivar)
+            np.testing.assert_array_equal(flux.numpy(), np.where(seen.ivar > 0, seen.flux, 0))
+            expected = np.zeros(len(rows)) if seen.redshift is None else seen.redshift
+            np.testing.assert_array_equal(redshift.numpy(), expected.astype(np.float32))
+            # And that is not what stands in the store.
+            assert not np.array_equal(seen.flux, store.take(rows, frozen=False).flux)
 
 
 def test_even_two_spectra_can_be_trained_and_validated_on(store: SpectraStore) -> None:
