@@ -223,7 +223,7 @@ def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> Any:
     lost = given_up(made)
     if lost:
         row, why = next(iter(lost.items()))
-        print(f"distspec: {len(lost)} usable spectra have no scores, such as row {row} ({why})", file=sys.stderr)
+        print(f"distspec: usable spectra without scores: {len(lost)}, the first: row {row} ({why})", file=sys.stderr)
         sys.exit(3)
     return made
 

@@ -2,7 +2,6 @@
 
 - `cluster`: Ray, joined or started; what it has, and what is refused since it never will.
 - `workers`: work over shards and other items, and what happens when a worker dies, a node is lost, an item kills.
-- `passes`: a summary of all shards, added up where the data are.
 - `pool`: workers as processes: started, asked, ended, kept for the next stage.
 - `datasets`: a store as a Ray Data dataset, and results per row back into it.
 - `actors`: what surrounds work in a worker: one thread, the driver's folder, failures as values.

@@ -26,6 +26,9 @@ from distspec.store import Fields, Layer, SpectraStore, field_of
 
 __all__ = ["StoreSource", "dataset", "write_layer"]
 
+_SHARD = "shard"
+"""Column that tells where rows go that are not together yet."""
+
 
 def dataset(
     store: SpectraStore,
@@ -130,15 +133,21 @@ def write_layer(results: Any, store: SpectraStore, name: str) -> Layer:
     Raises:
         LayoutError: there is no column `row`, a field holds neither numbers nor arrays of them, or there is such a
             layer.
-        ShardError: a usable row is missing or comes twice; what else there is is written.
+        ShardError: a usable row is missing or comes twice, or a row is none of the store's; what else there is is
+            written.
     """
     first = {key: np.asarray([value]) for row in results.take(1) for key, value in row.items()}
     if "row" not in first or len(first) < 2:
         raise LayoutError(f"results have the columns {', '.join(first)}; expected `row` and what is found for each row")
     fields: Fields = {key: field_of(values) for key, values in first.items() if key != "row"}
-    odd = [key for key, (dtype, _) in fields.items() if dtype == "string"]
+    # What is missing becomes NaN or -1, which other kinds cannot say.
+    odd = [key for key, (dtype, _) in fields.items() if dtype == "string" or np.dtype(dtype).kind not in "fi"]
     if odd:
-        raise LayoutError(f"results {', '.join(odd)} hold no numbers; leave them out by drop_columns")
+        raise LayoutError(
+            f"results {', '.join(odd)} hold no numbers; turn them into numbers, or leave them out by drop_columns"
+        )
+    if _SHARD in fields:
+        raise LayoutError(f"results have a column {_SHARD!r}, a name that is taken; rename it")
     scores = [key for key, (dtype, shape) in fields.items() if shape == () and dtype.startswith("f")]
     store = SpectraStore.open(store.address, write=True)
     if name in store.layers() and not store.layer(name).pending():
@@ -152,14 +161,14 @@ def write_layer(results: Any, store: SpectraStore, name: str) -> Layer:
 
     rest = results.map_batches(write, batch_size=None, batch_format="numpy", zero_copy_batch=True).materialize()
     if rest.count():
-        rest.groupby("shard").map_groups(write, batch_format="numpy").materialize()
+        rest.groupby(_SHARD).map_groups(write, batch_format="numpy").materialize()
     layer = store.layer(name)
     missing = layer.pending()
     if missing:
         start, stop = layer.bounds(missing[0])
         raise ShardError(
             f"results lack usable rows of {len(missing)} of {layer.shards} shards, such as of rows {start} to {stop}, "
-            "or hold some twice"
+            "hold some twice, or hold others than the store has"
         )
     return layer
 
@@ -175,19 +184,21 @@ class _Writer:
         layer = store.layer(self._name)
         rows = np.asarray(batch["row"], np.int64)
         starts = np.array([layer.bounds(shard)[0] for shard in range(layer.shards)], np.int64)
-        shards = np.searchsorted(starts, rows, side="right") - 1
-        arrays = {key: np.asarray(values) for key, values in batch.items() if key != "shard"}
+        shards = np.maximum(np.searchsorted(starts, rows, side="right") - 1, 0)
+        arrays = {key: np.asarray(values) for key, values in batch.items() if key != _SHARD}
         left = np.zeros(len(rows), bool)
         for shard in np.unique(shards):
             mine = shards == shard
             if not _write(store, layer, int(shard), {key: values[mine] for key, values in arrays.items()}):
                 left |= mine
-        return {key: values[left] for key, values in arrays.items()} | {"shard": shards[left]}
+        return {key: values[left] for key, values in arrays.items()} | {_SHARD: shards[left]}
 
 
 def _write(store: SpectraStore, layer: Layer, shard: int, batch: dict[str, Any]) -> bool:
     """Write a shard, if all its usable rows are there once; tell whether."""
     start, stop = layer.bounds(shard)
+    if batch["row"].min() < start or batch["row"].max() >= stop:
+        return False
     counts = np.bincount(batch["row"] - start, minlength=stop - start)
     usable = store.status(start, stop) == 0
     if (counts[usable] != 1).any() or (counts > 1).any():

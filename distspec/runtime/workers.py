@@ -76,7 +76,8 @@ def map_items(
         rows: tells which rows an item consists of, of work that can be cut: it has the methods `attempt(item, start,
             stop)`, which does these rows and leaves nothing behind, and `without(item, rows)`, which does the item
             without some rows and gives what a call gives.
-        here: do it in this process, as a single item is anyway: for work that takes less than the start of a worker.
+        here: do it in this process, as a single item that cannot be cut is anyway: for work that takes less than the
+            start of a worker.
 
     Yields:
         The results, in the order in which they come.
@@ -87,7 +88,7 @@ def map_items(
     """
     if not items:
         return
-    if here or (len(items) == 1 and not gpus):
+    if here or (len(items) == 1 and not gpus and rows is None):
         work = Prepared(factory, arguments)
         yield from progress((apply_work(work, item) for item in items), len(items), label)
         return

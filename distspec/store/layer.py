@@ -160,13 +160,23 @@ class Layer:
             sync(place.delete())
 
     def given_up(self) -> dict[int, str]:
-        """Give the usable rows without values, and why they have none."""
+        """Give the usable rows without values, and why they have none.
+
+        Raises:
+            LayoutError: what is kept of them is damaged.
+        """
         folder = self._group.store_path / _GIVEN_UP
         found: dict[int, str] = {}
         for key in sync(_keys(folder)):
             buffer = sync((folder / key).get(default_buffer_prototype()))
-            told: dict[str, Any] = {"rows": [], "why": ""} if buffer is None else json.loads(buffer.to_bytes())
-            found.update({int(row): str(told["why"]) for row in told["rows"]})
+            try:
+                told = {"rows": [], "why": ""} if buffer is None else json.loads(buffer.to_bytes())
+                found.update({int(row): str(told["why"]) for row in told["rows"]})
+            except (ValueError, KeyError, TypeError) as error:
+                raise LayoutError(
+                    f"{place_of(self._group)}/{_GIVEN_UP}/{key} is damaged ({error!r}); remove the layer and run its "
+                    "stage again"
+                ) from error
         return dict(sorted(found.items()))
 
     def read(self, field: str, start: int = 0, stop: int | None = None) -> Shaped[np.ndarray, "n ..."]:

@@ -86,3 +86,26 @@ def test_a_usable_row_that_is_missing_is_an_error(ray_session: None, tmp_path: P
 def test_what_is_no_column_is_refused_before_anything_is_read(ray_session: None, store: SpectraStore) -> None:
     with pytest.raises(LayoutError, match="'zz'"):
         distspec.dataset(store, ["zz"])
+
+
+@pytest.mark.slow
+def test_what_a_layer_cannot_hold_is_refused(ray_session: None, tmp_path: Path) -> None:
+    store = make_catalogue(tmp_path / "s.zarr")
+    rows = distspec.dataset(store, ["row"], spectra=False)
+
+    def results(**fields: Any) -> Any:
+        return rows.map_batches(
+            lambda batch: {"row": batch["row"], **{key: make(batch["row"]) for key, make in fields.items()}},
+            batch_format="numpy",
+        )
+
+    for make in (lambda row: row > 3, lambda row: row.astype(str)):
+        with pytest.raises(LayoutError, match="results x hold no numbers"):
+            distspec.write_layer(results(x=make), store, "x")
+    with pytest.raises(LayoutError, match="results have a column 'shard', a name that is taken"):
+        distspec.write_layer(results(shard=lambda row: 1.0 * row), store, "x")
+    assert "x" not in store.layers()
+    # Rows of another store.
+    for shift in (-1, store.rows):
+        with pytest.raises(ShardError, match="or hold others than the store has"):
+            distspec.write_layer(results(row=lambda row, by=shift: row + by, y=lambda row: 1.0 * row), store, "y")

@@ -1,5 +1,6 @@
 """Faults that cost workers, in whole stages: the stage ends, what it lost is named, and all else is as without them."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,10 @@ def test_a_spectrum_that_ends_its_workers_is_set_aside_and_the_run_goes_on(
             np.testing.assert_array_equal(found, expected)
     page = made.report.read_text("utf-8")
     assert GIVEN_UP in page
+    (summary,) = (tmp_path / "out" / "mlartifacts").rglob("summary.json")
+    told = json.loads(summary.read_bytes())
+    assert sum(told["set_aside_reasons"].values()) == told["set_aside"] == made.store.rows - told["scored"]
+    assert told["set_aside_reasons"].get("GIVEN_UP", 0) == (verb == "score")
     # The same said on the command line; done already, so that nothing is lost again.
     file = tmp_path / "small.toml"
     file.write_text(dump(experiment), "utf-8")
@@ -100,4 +105,4 @@ def test_a_spectrum_that_ends_its_workers_is_set_aside_and_the_run_goes_on(
     with pytest.raises(SystemExit) as leaving:
         cli.main()
     assert leaving.value.code == 3
-    assert f"1 usable spectra have no scores, such as row {DEADLY} (" in capsys.readouterr().err
+    assert f"usable spectra without scores: 1, the first: row {DEADLY} (" in capsys.readouterr().err

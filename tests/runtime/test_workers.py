@@ -141,6 +141,12 @@ def test_rows_that_end_their_workers_are_found_and_all_others_done(ray_session: 
 
 
 @pytest.mark.slow
+def test_a_single_item_with_such_a_row_does_not_end_this_process(ray_session: None) -> None:
+    with pytest.warns(DistspecWarning, match="sums goes on without row 3, which ended its worker"):
+        assert list(map_items(Deadly, ((3,),), [0], TWO, "sums", rows=bounds)) == [(0, 25, (3,))]
+
+
+@pytest.mark.slow
 def test_a_row_that_never_ends_is_found_by_its_time(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "PART_SECONDS", 5.0)
     settings = Runtime(workers=2, item_seconds=5.0)

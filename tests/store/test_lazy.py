@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import dask
 import numpy as np
@@ -31,6 +32,14 @@ def test_values_are_those_of_the_store_and_ids_exact(scored: SpectraStore) -> No
         assert found.dtype == arrays[name].dtype
     assert arrays["id"].dtype == np.int64
     np.testing.assert_array_equal(arrays["latents"].compute(), scored.layer("score-0123456789ab").read("latents"))
+
+
+@pytest.mark.parametrize(
+    "key", [np.s_[::2], np.s_[::-1], 5, [20, 3, 1], np.s_[3:30:7, ::5], (5, 3), np.s_[:, 4]], ids=str
+)
+def test_however_rows_and_pixels_are_picked(scored: SpectraStore, key: Any) -> None:
+    whole = scored.take(np.arange(scored.rows)).flux
+    np.testing.assert_array_equal(scored.to_dask([])["flux"][key].compute(), whole[key])
 
 
 def test_chunks_are_those_of_the_store(scored: SpectraStore) -> None:

@@ -12,6 +12,7 @@ from distspec.errors import LayoutError, PartialShardError, StoreError, StoreNot
 from distspec.spectra import Spectra, WaveGrid
 from distspec.store import SpectraStore, StoreSpec, limit_threads
 from tests.conftest import make_spectra, make_store
+from tests.support.catalogues import add_scores, make_catalogue
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -286,3 +287,20 @@ def test_shards_read_directly_are_what_zarr_reads(
         limit_threads(os.cpu_count() or 1)
     assert store.base._direct["ivar"] is not None
     np.testing.assert_array_equal(read, zarr.open_group(path, mode="r")["base/ivar"][start:stop])
+
+
+def test_rows_that_were_given_up_are_kept_with_the_reason_until_they_have_values(tmp_path: Path) -> None:
+    store = make_catalogue(tmp_path / "s.zarr")
+    add_scores(store)
+    layer = store.layer("score-0123456789ab")
+    assert layer.given_up() == {}
+    layer.give_up(1, [20, 17], "ended its worker")
+    layer.give_up(0, [3], "took too long")
+    assert store.layer(layer.name).given_up() == {3: "took too long", 17: "ended its worker", 20: "ended its worker"}
+    layer.give_up(1, [], "")
+    assert layer.given_up() == {3: "took too long"}
+    (file,) = Path(store.path).rglob("given-up/*.json")
+    for content in ("{", "[]", '{"rows": [3]}', '{"rows": ["a"], "why": ""}'):
+        file.write_text(content, "utf-8")
+        with pytest.raises(LayoutError, match=r"given-up/0\.json is damaged"):
+            layer.given_up()

@@ -120,7 +120,7 @@ def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -
                 f"{summary.scored} scored + {summary.set_aside} set aside; the store has {store.rows} rows"
             )
         run.metrics({"scored": summary.scored, "set_aside": summary.set_aside})
-        run.summary(_as_text(store, summary), "summary.json")
+        run.summary(_as_text(store, summary, len(layer.given_up())), "summary.json")
     return store.layer(name)
 
 
@@ -133,8 +133,9 @@ def _summary_of_shard(store: SpectraStore, layer: Layer, shard: int, top: int) -
     )
 
 
-def _as_text(store: SpectraStore, summary: ScoreSummary) -> dict[str, Any]:
-    """Turn a summary into plain values; ids become text, which no reader can round."""
+def _as_text(store: SpectraStore, summary: ScoreSummary, given_up: int) -> dict[str, Any]:
+    """Turn a summary into plain values; ids become text, which no reader can round. The reasons add up."""
+    reasons = first_reasons(store.column("status")) | ({"GIVEN_UP": given_up} if given_up else {})
     tops = {}
     for name, top in summary.tops.items():
         ids = [str(value) for value in store.column("id", top.rows)]
@@ -143,7 +144,7 @@ def _as_text(store: SpectraStore, summary: ScoreSummary) -> dict[str, Any]:
         "spectra": store.rows,
         "scored": summary.scored,
         "set_aside": summary.set_aside,
-        "set_aside_reasons": first_reasons(store.column("status")),
+        "set_aside_reasons": reasons,
         "top": tops,
         "histogram_edges": Histogram.edges().tolist(),
         "histograms": {name: histogram.counts.tolist() for name, histogram in summary.histograms.items()},
