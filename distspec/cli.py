@@ -221,9 +221,10 @@ def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> Any:
         print(f"{label:<8} {text}")
     print(f"runs     {shlex.join(['distspec', 'ui', file, *overrides])}")
     lost = given_up(made)
+    for what, rows in lost.items():
+        row, why = next(iter(rows.items()))
+        print(f"distspec: usable spectra without {what}: {len(rows)}, the first: row {row} ({why})", file=sys.stderr)
     if lost:
-        row, why = next(iter(lost.items()))
-        print(f"distspec: usable spectra without scores: {len(lost)}, the first: row {row} ({why})", file=sys.stderr)
         sys.exit(3)
     return made
 

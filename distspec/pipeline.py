@@ -115,10 +115,15 @@ def told(made: Products) -> Iterator[tuple[str, str]]:
         yield from stage.told(made)
 
 
-def given_up(made: Products) -> dict[int, str]:
-    """Give the usable rows without scores, and why: they ended their workers again and again."""
-    layers = [*([] if made.scores is None else [made.scores]), *made.detected.values()]
-    return {row: why for layer in layers for row, why in layer.given_up().items()}
+def given_up(made: Products) -> dict[str, dict[int, str]]:
+    """Give the rows that lack scores or explanations though they are usable, and why: they ended their workers."""
+    scores = [*([] if made.scores is None else [made.scores]), *made.detected.values()]
+    explained = [*made.explanations.values(), *(layer for layer in (made.lines, made.ascents) if layer is not None)]
+    lost = {
+        what: {row: why for layer in layers for row, why in layer.given_up().items()}
+        for what, layers in (("scores", scores), ("explanations", explained))
+    }
+    return {what: rows for what, rows in lost.items() if rows}
 
 
 def check(experiment: Experiment, *, mend: bool = False) -> list[str]:

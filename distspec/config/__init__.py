@@ -28,7 +28,7 @@ unit included; `distspec config --explain` prints it.
 - `runtime`: Ray and MLflow.
 """
 
-from distspec.config.base import ENSEMBLES, METRICS, RECONSTRUCTION, ScoreName, Settings, metric_scores
+from distspec.config.base import ENSEMBLES, METRICS, RECONSTRUCTION, ScoreName, Settings, Span, metric_scores
 from distspec.config.cluster import Cluster
 from distspec.config.compare import Compare, Errors
 from distspec.config.detect import AnyDetector, Detect, Fisher, Forest, Isolation, Pca
@@ -92,7 +92,7 @@ from distspec.config.prepare import (
 )
 from distspec.config.presets import presets
 from distspec.config.report import Report
-from distspec.config.runtime import Runtime, Tracking
+from distspec.config.runtime import Needs, Runtime, Tracking
 from distspec.config.score import Score
 from distspec.config.sources import Condition, Desi, Lamost, Sdss, Simulate, Source, Specutils, Table, Wanted
 from distspec.config.train import Second, Train
@@ -150,6 +150,7 @@ __all__ = [
     "LineSegments",
     "Mean",
     "Median",
+    "Needs",
     "NoDust",
     "NoScale",
     "Occlusion",
@@ -173,6 +174,7 @@ __all__ = [
     "Slic",
     "Sliced",
     "Source",
+    "Span",
     "Specutils",
     "Spline",
     "Table",

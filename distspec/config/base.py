@@ -1,19 +1,23 @@
 """What all settings classes share: they are frozen, strictly checked, and refuse unknown keys."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
 
 __all__ = [
     "ENSEMBLES",
     "METRICS",
+    "NUMBER",
     "RECONSTRUCTION",
+    "TABLE",
     "Count",
+    "Either",
     "Fraction",
     "Off",
     "Positive",
     "ScoreName",
     "Settings",
+    "Span",
     "metric_scores",
 ]
 
@@ -60,3 +64,29 @@ class Settings(BaseModel):
     """Base of all settings classes: frozen, no unknown keys, no silent conversion."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Span(Settings):
+    """From how many to how many."""
+
+    min: Count = 1
+    """Fewest; with fewer it is said what is waited for."""
+    max: Count
+    """Most."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Span":
+        if self.min > self.max:
+            raise ValueError(f"min = {self.min} is more than max = {self.max}")
+        return self
+
+
+NUMBER: Final = "number"
+TABLE: Final = "table"
+"""Names of the two shapes that a setting with `Either` has; they stand in places of pydantic's, and in no file."""
+
+Either = Discriminator(lambda value: TABLE if isinstance(value, dict | Settings) else NUMBER)
+"""On a setting that is a number or a table: a refusal speaks of the one that was meant.
+
+    workers: Annotated[Annotated[int, Tag(NUMBER)] | Annotated[Span, Tag(TABLE)], Either] = 0
+"""

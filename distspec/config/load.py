@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from distspec.config.base import Settings
+from distspec.config.base import NUMBER, TABLE, Settings
 from distspec.config.experiment import Experiment
 from distspec.config.fetch import Fetch, FetchDesi, FetchSdss, FetchSparcl
 from distspec.config.presets import presets
@@ -124,6 +124,8 @@ def _explain_refusal(error: ValidationError, tree: dict[str, Any]) -> str:
     shown, node = [], tree
     for part in place:
         if isinstance(node, dict) and part not in node and node.get("kind", _unnamed(part)) == part:
+            continue
+        if part == "[key]" or (part in (NUMBER, TABLE) and not (isinstance(node, dict) and part in node)):
             continue
         shown.append(part)
         node = node.get(part, {}) if isinstance(node, dict) else {}

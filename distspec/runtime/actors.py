@@ -6,7 +6,7 @@ Imports neither Ray nor torch: a worker's start is mostly imports, and not every
 import gc
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cloudpickle
@@ -55,9 +55,12 @@ class ActorWorker:
         limit_threads(1)
         self._job = b""
         self._work: Prepared | None = None
+        self._before: dict[str, str | None] = {}
 
     def rest(self) -> None:
         self._job, self._work = b"", None
+        _set_variables(self._before)
+        self._before = {}
         gc.collect()
 
     def apply(self, job: bytes, call: bytes) -> bytes:
@@ -68,9 +71,11 @@ class ActorWorker:
         try:
             if self._work is None or job != self._job:
                 self.rest()
-                folder, factory, arguments = cloudpickle.loads(job)
+                folder, variables, factory, arguments = cloudpickle.loads(job)
                 # Relative paths in the settings mean the same for every worker as for the driver.
                 _enter(folder)
+                self._before = {name: os.environ.get(name) for name in variables}
+                _set_variables(variables)
                 self._job, self._work = job, Prepared(factory, arguments)
             method, rest = cloudpickle.loads(call)
             result = apply_work(self._work, *rest, method=method)
@@ -78,6 +83,14 @@ class ActorWorker:
             result = error
         packed: bytes = cloudpickle.dumps(result)
         return packed
+
+
+def _set_variables(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _enter(folder: str) -> None:

@@ -5,23 +5,58 @@ within `kept_workers` those that a stage has used wait for the next one. Whoever
 `release`.
 """
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from importlib import metadata
+from typing import Any, NamedTuple
 
 import ray
 
+from distspec import __version__
+from distspec.config import Needs
+from distspec.errors import ConfigError
 from distspec.runtime.actors import ActorWorker
 
-__all__ = ["Worker", "forget", "give_back", "kept_workers", "release", "take"]
+__all__ = ["Introduction", "Worker", "forget", "give_back", "kept_workers", "release", "take", "versions"]
 
 
 class _Actor(ActorWorker):
     """Knows Ray, beside its work."""
 
-    def node(self) -> str:
-        """Give the id of the node that it is on."""
-        return str(ray.get_runtime_context().get_node_id())
+    def introduce(self) -> "Introduction":
+        """Tell where it is, and what it would work with."""
+        return Introduction(ray.get_runtime_context().get_node_id(), platform.node(), versions())
+
+
+class Introduction(NamedTuple):
+    """What a worker tells of itself before it works."""
+
+    node: str
+    """Id of its node."""
+    host: str
+    """Name of the machine."""
+    versions: dict[str, str]
+    """As of `versions`."""
+
+    def require_same(self) -> None:
+        """Refuse a worker that would compute with something else than this process.
+
+        Raises:
+            ConfigError: a version differs.
+        """
+        own = versions()
+        odd = [f"{name} {self.versions[name]} (here {own[name]})" for name in own if self.versions[name] != own[name]]
+        if odd:
+            raise ConfigError(f"node {self.host} has {', '.join(odd)}; install the same there as here")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Give the versions of what results depend on: Python and the libraries, as public (2.13.0+cpu is 2.13.0)."""
+    found = {name: metadata.version(name).split("+")[0] for name in ("numpy", "torch", "zarr")}
+    return {"Python": platform.python_version(), "distspec": __version__} | found
 
 
 class Worker:
@@ -31,17 +66,20 @@ class Worker:
     is lost, and would try for ever what kills its worker.
 
     Arguments:
-        gpus: GPUs that it takes, beside one CPU.
+        needs: what it takes of its node.
     """
 
-    def __init__(self, gpus: float = 0.0) -> None:
-        self.gpus, self.node = gpus, ""
-        actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
+    def __init__(self, needs: Needs = Needs()) -> None:
+        self.needs, self.node, self.host = needs, "", ""
+        memory = int(needs.memory_gb * 1e9) or None
+        actor = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, memory=memory, max_restarts=0, max_task_retries=0)(
+            _Actor
+        )
         self._actor = actor.remote()
 
     def ready(self) -> Any:
-        """Ask it to say that it is there: a reference to the id of its node."""
-        return self._actor.node.remote()
+        """Ask it to say that it is there: a reference to its introduction."""
+        return self._actor.introduce.remote()
 
     def ask(self, job: Any, call: bytes) -> Any:
         """Ask it to call a job's work: a reference to the packed result.
@@ -81,15 +119,15 @@ def kept_workers() -> Iterator[None]:
             release()
 
 
-def take(gpus: float) -> Worker:
+def take(needs: Needs) -> Worker:
     """Give a worker, one that waits if there is one; it may have died meanwhile, as any worker may."""
     for worker in _waiting:
-        if worker.gpus == gpus:
+        if worker.needs == needs:
             _waiting.remove(worker)
             return worker
     # Those of another kind would stand in the way of the one that is asked for.
     release()
-    return Worker(gpus)
+    return Worker(needs)
 
 
 def give_back(worker: Worker) -> None:

@@ -6,31 +6,32 @@ idempotent; writing whole shards is.
 
 An item goes to one live worker at a time. A worker that is lost, with its node or alone, is replaced as soon as the
 cluster has room, and its item goes to another. What ends `TRIES` workers in a row, or takes longer than
-`runtime.item_seconds` as often, is given up: where it consists of rows (`rows`), it is cut in halves until those are
+`runtime.item_seconds` as often, is given up: where it consists of rows (`cut`), it is cut in halves until those are
 found that do it, and is done without them.
 """
 
 import os
+import platform
 import sys
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import cloudpickle
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from distspec.config import Runtime
-from distspec.errors import DistspecWarning, ShardError
+from distspec.config import Needs, Runtime
+from distspec.errors import DistspecError, DistspecWarning, ShardError
 from distspec.runtime.actors import Prepared, Work, apply_work, unpack
-from distspec.runtime.cluster import room_for, workers_of
+from distspec.runtime.cluster import cluster_has, environment, workers_of
 from distspec.runtime.pool import Worker, give_back, take
 from distspec.runtime.progress import progress
 
-__all__ = ["TRIES", "map_items"]
+__all__ = ["TRIES", "Cut", "map_items"]
 
 TRIES: Final = 3
 """Workers that an item may end before it is given up."""
@@ -42,7 +43,10 @@ TICK: Final = 1.0
 """Seconds between two looks at time limits and at the size of the cluster."""
 
 WORD: Final = 10.0
-"""Seconds without a single worker after which a line says what is waited for, again and again."""
+"""Seconds with fewer workers than are wanted after which a line says what is waited for."""
+
+WORDS: Final = 600.0
+"""Longest time until it is said again; each time takes twice as long as the one before."""
 
 PART_SECONDS: Final = 30.0
 """Least time for a part of an item, in which its worker may have to make the work first."""
@@ -50,7 +54,24 @@ PART_SECONDS: Final = 30.0
 _LATE: Final = "took longer than"
 
 Rows = tuple[int, int]
-"""First and one-past-last row."""
+"""First and one-past-last."""
+
+
+def _itself(item: Any, index: int) -> int:
+    return index
+
+
+class Cut(NamedTuple):
+    """How an item is cut into rows, of work that can be.
+
+    Such work has the methods `attempt(item, start, stop)`, which does these rows and leaves nothing behind, and
+    `without(item, indices, why)`, which does the item without some rows and gives what a call gives.
+    """
+
+    bounds: Callable[[Any], Rows]
+    """Tells which rows an item consists of, by indices one after the other."""
+    row: Callable[[Any, int], int] = _itself
+    """Tells the row of the store, by item and index."""
 
 
 def map_items(
@@ -60,8 +81,8 @@ def map_items(
     settings: Runtime,
     label: str = "",
     *,
-    gpus: float = 0.0,
-    rows: Callable[[Any], Rows] | None = None,
+    needs: Needs = Needs(),
+    cut: Cut | None = None,
     here: bool = False,
 ) -> Iterator[Any]:
     """Apply work to items, usually one a shard, in workers.
@@ -70,12 +91,10 @@ def map_items(
         factory: importable class whose instances are called with an item, in a worker.
         arguments: of the factory; small, since every worker gets a copy.
         items: small and picklable.
-        settings: number of workers, time limit of an item.
+        settings: number of workers, time limit of an item, variables of the environment.
         label: what the progress bar says.
-        gpus: that each worker takes.
-        rows: tells which rows an item consists of, of work that can be cut: it has the methods `attempt(item, start,
-            stop)`, which does these rows and leaves nothing behind, and `without(item, rows)`, which does the item
-            without some rows and gives what a call gives.
+        needs: what each worker takes of the cluster.
+        cut: how an item is cut into rows, of work that can be.
         here: do it in this process, as a single item that cannot be cut is anyway: for work that takes less than the
             start of a worker.
 
@@ -88,11 +107,12 @@ def map_items(
     """
     if not items:
         return
-    if here or (len(items) == 1 and not gpus and rows is None):
+    if here or (len(items) == 1 and not needs.gpus and cut is None):
         work = Prepared(factory, arguments)
         yield from progress((apply_work(work, item) for item in items), len(items), label)
         return
-    spread = _Spread((os.getcwd(), factory, arguments), items, settings, label, gpus, rows)
+    job = os.getcwd(), environment(settings), factory, arguments
+    spread = _Spread(cloudpickle.dumps(job), items, settings, label, needs, cut)
     try:
         yield from progress(spread.results(), len(items), label)
     finally:
@@ -140,16 +160,16 @@ class _Spread:
 
     def __init__(
         self,
-        job: tuple[str, Callable[..., Work], tuple[Any, ...]],
+        job: bytes,
         items: Sequence[Any],
         settings: Runtime,
         label: str,
-        gpus: float,
-        rows: Callable[[Any], Rows] | None,
+        needs: Needs,
+        cut: Cut | None,
     ) -> None:
-        self._settings, self._label, self._gpus, self._rows = settings, label, gpus, rows
-        self._limit = workers_of(settings, len(items), gpus)
-        self._job = ray.put(cloudpickle.dumps(job))
+        self._settings, self._label, self._needs, self._cut = settings, label, needs, cut
+        self._job, self._count = ray.put(job), len(items)
+        self._limit = workers_of(settings, len(items), needs)
         self._queue = deque(_Task(item, settings.item_seconds) for item in items)
         self._starting: dict[Any, Worker] = {}
         self._busy: dict[Any, tuple[Worker, _Task, float]] = {}
@@ -157,7 +177,7 @@ class _Spread:
         self._failed_starts = 0
 
     def results(self) -> Iterator[Any]:
-        silent = time.monotonic()
+        fewest, silent, patience = min(self._settings.fewest, self._count), time.monotonic(), WORD
         while self._queue or self._busy:
             self._start_workers()
             while self._idle and self._queue:
@@ -169,11 +189,11 @@ class _Spread:
                 else:
                     yield from self._receive(reference)
             self._end_late_ones()
-            if self._idle or self._busy:
-                silent = time.monotonic()
-            elif time.monotonic() - silent > WORD:
-                self._say_what_is_missing()
-                silent = time.monotonic()
+            if len(self._idle) + len(self._busy) >= min(fewest, len(self._queue) + len(self._busy)):
+                silent, patience = time.monotonic(), WORD
+            elif time.monotonic() - silent > patience:
+                self._say_what_is_missing(fewest)
+                silent, patience = time.monotonic(), min(2 * patience, WORDS)
 
     def close(self) -> None:
         """Keep those that are free for the next job; end those that are in the middle of something or on their way."""
@@ -185,24 +205,26 @@ class _Spread:
 
     def _start_workers(self) -> None:
         # The cluster may have grown or shrunk.
-        limit = self._limit if self._settings.workers else max(1, room_for(self._gpus))
+        self._limit = workers_of(self._settings, self._count, self._needs)
         working = len(self._busy) + len(self._idle) + len(self._starting)
-        for _ in range(min(limit, len(self._queue) + len(self._busy)) - working):
-            worker = take(self._gpus)
+        for _ in range(min(self._limit, len(self._queue) + len(self._busy)) - working):
+            worker = take(self._needs)
             self._starting[worker.ready()] = worker
 
     def _greet(self, reference: Any) -> None:
         worker = self._starting.pop(reference)
         try:
-            worker.node = ray.get(reference)
+            known = ray.get(reference)
         except RayError as error:
             # It was lost while it waited or started. That may happen, but not to one after the other.
             self._failed_starts += 1
             if self._failed_starts > TRIES * self._limit:
                 raise ShardError(f"workers do not start: {_line(error)}") from error
-        else:
-            self._failed_starts = 0
-            self._idle.append(worker)
+            return
+        known.require_same()
+        worker.node, worker.host = known.node, known.host
+        self._failed_starts = 0
+        self._idle.append(worker)
 
     def _ask(self, worker: Worker, task: _Task) -> None:
         self._busy[worker.ask(self._job, task.packed())] = worker, task, time.monotonic()
@@ -223,7 +245,12 @@ class _Spread:
                 self._lose(task, f"ended its worker ({_line(error)})")
             return
         self._idle.append(worker)
-        result = unpack(packed)
+        try:
+            result = unpack(packed)
+        except DistspecError as error:
+            if worker.host != platform.node():
+                error.args = (f"{error} (on node {worker.host})",)
+            raise
         if task.search is None or task.method == "without":
             yield result
         else:
@@ -247,16 +274,16 @@ class _Spread:
                 # Something else may have ended the worker.
                 self._queue.appendleft(task)
             else:
-                self._cut(task, task.search)
+                self._halve(task, task.search)
         elif task.tries < TRIES:
             self._queue.appendleft(task)
-        elif self._rows is None or task.search is not None:
+        elif self._cut is None or task.search is not None:
             raise ShardError(f"{self._name(task)} {why}, {TRIES} times; given up")
         else:
-            search = _Search(task.item, self._rows(task.item), why)
+            search = _Search(task.item, self._cut.bounds(task.item), why)
             self._try_rows(search, *search.rows)
 
-    def _cut(self, task: _Task, search: _Search) -> None:
+    def _halve(self, task: _Task, search: _Search) -> None:
         start, stop = task.rest
         if stop - start > 1:
             middle = (start + stop) // 2
@@ -282,30 +309,37 @@ class _Spread:
         if not search.open:
             lost = tuple(sorted(search.lost))
             if not lost and search.why.startswith(_LATE):
-                first, last = search.rows
+                first, last = self._ends(search.item)
                 raise ShardError(
                     f"{self._label}: rows {first} to {last} take longer than runtime.item_seconds = "
                     f"{self._settings.item_seconds:g} together, though none does alone; raise it"
                 )
             if lost:
-                rows = ", ".join(map(str, lost))
+                rows = ", ".join(str(self._row(search.item, index)) for index in lost)
                 warnings.warn(f"{self._label} goes on without row {rows}, which {search.why}", DistspecWarning, 2)
             seconds = self._settings.item_seconds
             self._queue.appendleft(_Task(search.item, seconds, "without", (lost, search.why), search=search))
 
     def _name(self, task: _Task) -> str:
-        if self._rows is None:
+        if self._cut is None:
             return f"{self._label or 'item'} {task.item!r}"[:200]
-        start, stop = self._rows(task.item)
-        return f"{self._label}: one of rows {start} to {stop}"
+        first, last = self._ends(task.item)
+        return f"{self._label}: one of rows {first} to {last}"
 
-    def _say_what_is_missing(self) -> None:
-        has, free = ray.cluster_resources(), ray.available_resources()
-        gpus = f" and {self._gpus:g} GPUs" if self._gpus else ""
+    def _row(self, item: Any, index: int) -> int:
+        return self._cut.row(item, index) if self._cut is not None else index
+
+    def _ends(self, item: Any) -> Rows:
+        """Give the first and the last row of an item that can be cut."""
+        start, stop = self._cut.bounds(item) if self._cut is not None else (0, 1)
+        return self._row(item, start), self._row(item, stop - 1)
+
+    def _say_what_is_missing(self, fewest: int) -> None:
+        there = len(self._idle) + len(self._busy)
+        does = f"goes on with {there} of {fewest} workers; one" if there else "waits for a worker, which"
         print(
-            f"distspec: {self._label or 'work'} waits for a worker, which takes 1 CPU{gpus}; of the cluster's "
-            f"{has.get('CPU', 0):g} CPUs {free.get('CPU', 0):g} are free, of its {has.get('GPU', 0):g} GPUs "
-            f"{free.get('GPU', 0):g}",
+            f"distspec: {self._label or 'work'} {does} takes {self._needs}; the cluster has {cluster_has()}, free are "
+            f"{cluster_has(free=True)}",
             file=sys.stderr,
             flush=True,
         )

@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from distspec.config import Experiment, digest, dump, load, presets
+from distspec.config import Experiment, Needs, Runtime, digest, dump, load, presets
 from distspec.detectors.neural.reconstruction import SCORES
 from distspec.errors import ConfigError
 
@@ -71,6 +71,10 @@ def test_another_kind_replaces_the_whole_table() -> None:
         ("evaluate.levels=[2.0]", "setting 'evaluate.levels.0'"),
         ("evaluate.kinds=['supernova']", "setting 'evaluate.kinds.0': Input should be 'e+a', 'double-peaked', "),
         ("evaluate.kinds=['blend', 'x']", "'redshift-error' or 'calibration-step', got 'x'"),
+        ("runtime.workers=-1", "setting 'runtime.workers': Input should be greater than or equal to 0, got -1"),
+        ("runtime.workers={min=4, max=3}", "setting 'runtime.workers': min = 4 is more than max = 3"),
+        ("runtime.workers={mx=3}", "setting 'runtime.workers.max': Field required"),
+        ("runtime.gpus_per_worker={ingest=1}", "'runtime.gpus_per_worker.ingest': Input should be 'score', 'explain'"),
         ("name='../evil'", "setting 'name'"),
         ("preset=nothing", "no preset 'nothing'"),
         ("epochs", "is not an assignment"),
@@ -83,6 +87,24 @@ def test_what_is_refused_is_named_in_one_line(override: str, says: str) -> None:
         load(None, [override])
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_worker_takes_is_set_for_all_stages_or_by_stage() -> None:
+    runtime = load(None, ["runtime.gpus_per_worker=0.5", "runtime.memory_gb_per_worker={detect=6}"]).runtime
+    assert runtime.needs("score") == Needs(1.0, 0.5, 0.0)
+    assert runtime.needs("score").device == "cuda"
+    # Where no network computes, no GPU is taken.
+    assert runtime.needs("detect") == Needs(1.0, 0.0, 6.0)
+    assert runtime.needs("ingest") == Needs()
+    assert load(None, ["runtime.gpus_per_worker={explain=1}"]).runtime.needs("score") == Needs()
+
+
+def test_workers_are_a_number_or_a_range() -> None:
+    runtime = load(None, ["runtime.workers={max=8}"]).runtime
+    assert (runtime.fewest, runtime.most) == (1, 8)
+    runtime = load(None, ["runtime.workers=3"]).runtime
+    assert (runtime.fewest, runtime.most) == (3, 3)
+    assert (Runtime().fewest, Runtime().most) == (1, 0)
 
 
 def test_a_bare_word_or_path_is_a_string() -> None:

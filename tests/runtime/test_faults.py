@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from distspec.config import dump
 from distspec.pipeline import Products, given_up, run
 from distspec.stages.detect import stage as detect_stage
 from distspec.stages.detect.workers import DetectorScorer
+from distspec.stages.explain import stage as explain_stage
+from distspec.stages.explain.selection import SelectedRows
+from distspec.stages.explain.workers import ExplainWorker
 from distspec.stages.score import stage as score_stage
 from distspec.stages.score.census import GIVEN_UP
 from distspec.stages.score.workers import Scorer
@@ -34,6 +38,17 @@ class DeadlyDetectorScorer(DetectorScorer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._detectors = {name: Deadly(one) for name, one in self._detectors.items()}  # type: ignore[misc]
+
+
+class DeadlyExplainWorker(ExplainWorker):
+    def __init__(self, row: int, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._row = row
+
+    def find(self, layer: str, chosen: SelectedRows) -> dict[str, np.ndarray]:
+        if self._row in chosen.rows:
+            os._exit(1)
+        return super().find(layer, chosen)
 
 
 class Deadly:
@@ -79,8 +94,7 @@ def test_a_spectrum_that_ends_its_workers_is_set_aside_and_the_run_goes_on(
     with pytest.warns(match=f"{verb} goes on without row {DEADLY}, which ended its worker"):
         made = run(experiment)
     assert made.store is not None and made.report is not None
-    lost = given_up(made)
-    assert list(lost) == [DEADLY]
+    assert list(given_up(made)["scores"]) == [DEADLY]
     layers = {"score": (made.scores, undisturbed.scores), "detect": (made.detected["pca"], undisturbed.detected["pca"])}
     for name, (layer, quiet) in layers.items():
         assert layer is not None and quiet is not None
@@ -106,3 +120,22 @@ def test_a_spectrum_that_ends_its_workers_is_set_aside_and_the_run_goes_on(
         cli.main()
     assert leaving.value.code == 3
     assert f"usable spectra without scores: 1, the first: row {DEADLY} (" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_spectrum_that_cannot_be_explained_alive_is_named_and_the_others_are_as_ever(
+    undisturbed: Products, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (name, quiet), *_ = undisturbed.explanations.items()
+    row = int(quiet.read("row")[1])
+    monkeypatch.setattr(explain_stage, "ExplainWorker", partial(DeadlyExplainWorker, row))
+    with pytest.warns(match=f"explain goes on without row {row}, which ended its worker"):
+        made = run(small(tmp_path / "out", detect=DETECT))
+    layer = made.explanations[name]
+    assert list(given_up(made)["explanations"]) == [row]
+    assert "ended its worker" in layer.read("reason")[1]
+    others = layer.read("row") != row
+    for field in set(layer.fields) - {"reason"}:
+        np.testing.assert_array_equal(layer.read(field)[others], quiet.read(field)[others])
+    assert np.isnan(layer.read("weights")[1]).all()
+    assert made.report is not None and "ended its worker" in made.report.read_text("utf-8")

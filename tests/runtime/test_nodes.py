@@ -84,17 +84,17 @@ def test_a_node_that_joins_late_takes_part() -> None:
 def test_without_a_worker_it_says_what_it_waits_for_and_goes_on_once_there_is_one() -> None:
     told, said = outcome([], 2, "time.time() - begin > 15", "cluster.add_node(num_cpus=1)")
     assert sorted(item for item, _ in told["results"]) == [0, 1]
-    assert "work waits for a worker, which takes 1 CPU; of the cluster's 0 CPUs 0 are free" in said
+    assert "work waits for a worker, which takes 1 CPU and 0 GPUs; the cluster has 0 CPUs and 0 GPUs" in said
 
 
 @pytest.mark.slow
 def test_workers_are_as_many_as_gpus_allow_where_they_are_used() -> None:
     program = (
         "import ray\n"
-        "from distspec.config import Runtime\n"
+        "from distspec.config import Needs, Runtime\n"
         "from distspec.runtime.cluster import workers_of\n"
         "ray.init(address='local', num_cpus=64, num_gpus=8, include_dashboard=False)\n"
-        "print([workers_of(Runtime(), 1000, gpus) for gpus in (1.0, 0.5, 2.0, 0.0)])\n"
+        "print([workers_of(Runtime(), 1000, Needs(gpus=gpus)) for gpus in (1.0, 0.5, 2.0, 0.0)])\n"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert said.stdout.splitlines()[-1] == "[8, 16, 4, 64]"

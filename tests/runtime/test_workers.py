@@ -2,17 +2,22 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from distspec.config import Runtime
+from distspec.config import Needs, Runtime, Span
 from distspec.errors import ConfigError, DistspecWarning, ShardError
 from distspec.runtime import workers
-from distspec.runtime.cluster import require_resources, workers_of
-from distspec.runtime.workers import map_items
+from distspec.runtime.cluster import cluster_has, require_resources, workers_of
+from distspec.runtime.pool import Introduction, versions
+from distspec.runtime.workers import Cut, map_items
+from tests.support.processes import PATIENCE
 
 TWO = Runtime(workers=2)
 
@@ -92,6 +97,13 @@ def test_an_error_of_ours_keeps_the_rows_that_it_names(ray_session: None, tmp_pa
     assert caught.value.rows == (20, 30)
 
 
+class Variables:
+    """Work that tells what is in its environment."""
+
+    def __call__(self, item: str) -> str | None:
+        return os.environ.get(item)
+
+
 class Deadly:
     """Sums of the rows of shards; some rows end the process or never come to an end."""
 
@@ -135,7 +147,7 @@ def bounds(shard: int) -> tuple[int, int]:
 @pytest.mark.slow
 def test_rows_that_end_their_workers_are_found_and_all_others_done(ray_session: None) -> None:
     with pytest.warns(DistspecWarning, match="sums goes on without row (3|17, 18), which ended its worker"):
-        results = sorted(map_items(Deadly, ((3, 17, 18),), range(4), TWO, "sums", rows=bounds))
+        results = sorted(map_items(Deadly, ((3, 17, 18),), range(4), TWO, "sums", cut=Cut(bounds)))
     lost = {0: (3,), 1: (), 2: (17, 18), 3: ()}
     assert results == [(n, sum(set(range(*bounds(n))) - set(lost[n])), lost[n]) for n in range(4)]
 
@@ -143,7 +155,7 @@ def test_rows_that_end_their_workers_are_found_and_all_others_done(ray_session: 
 @pytest.mark.slow
 def test_a_single_item_with_such_a_row_does_not_end_this_process(ray_session: None) -> None:
     with pytest.warns(DistspecWarning, match="sums goes on without row 3, which ended its worker"):
-        assert list(map_items(Deadly, ((3,),), [0], TWO, "sums", rows=bounds)) == [(0, 25, (3,))]
+        assert list(map_items(Deadly, ((3,),), [0], TWO, "sums", cut=Cut(bounds))) == [(0, 25, (3,))]
 
 
 @pytest.mark.slow
@@ -151,7 +163,7 @@ def test_a_row_that_never_ends_is_found_by_its_time(ray_session: None, monkeypat
     monkeypatch.setattr(workers, "PART_SECONDS", 5.0)
     settings = Runtime(workers=2, item_seconds=5.0)
     with pytest.warns(DistspecWarning, match="sums goes on without row 9, which took longer than 5 s"):
-        results = sorted(map_items(Deadly, ((), (9,)), range(2), settings, "sums", rows=bounds))
+        results = sorted(map_items(Deadly, ((), (9,)), range(2), settings, "sums", cut=Cut(bounds)))
     assert results == [(0, 28, ()), (1, 92 - 9, (9,))]
 
 
@@ -164,13 +176,13 @@ def test_work_that_cannot_be_cut_is_given_up_after_some_workers(ray_session: Non
 @pytest.mark.slow
 def test_what_only_ends_workers_as_a_whole_is_no_fault_of_a_row(ray_session: None) -> None:
     with pytest.raises(ShardError, match=r"^sums: one of rows .* ended its worker .*, 3 times; given up$"):
-        list(map_items(DeadlyTogether, (), [0, 1], TWO, "sums", rows=bounds))
+        list(map_items(DeadlyTogether, (), [0, 1], TWO, "sums", cut=Cut(bounds)))
 
 
 def test_workers_are_kept_for_the_next_job_and_give_way_to_others(ray_session: None) -> None:
     first, second = ({process for *_, process in map_items(Squares, (), range(4), TWO)} for _ in range(2))
     assert first & second
-    require_resources("train.workers", 1, 0)
+    require_resources("train.workers", Needs(1))
     assert not first & {process for *_, process in map_items(Squares, (), range(4), TWO)}
 
 
@@ -189,6 +201,60 @@ def test_a_worker_works_in_the_folder_of_the_driver(
     assert set(map_items(Folder, (), [1, 2], TWO)) == {str(tmp_path)}
 
 
+def test_workers_get_the_named_variables_of_this_process_for_one_job(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTSPEC_TEST_A", "one")
+    monkeypatch.setenv("DISTSPEC_TEST_B", "two")
+    names = ["DISTSPEC_TEST_A", "DISTSPEC_TEST_B"]
+    # One at a time in one worker, which is kept for the next job.
+    told = list(map_items(Variables, (), names, Runtime(workers=1, env_vars=("DISTSPEC_TEST_A",))))
+    assert told == ["one", None]
+    assert list(map_items(Variables, (), names, Runtime(workers=1))) == [None, None]
+    with pytest.raises(ConfigError, match=r"^runtime\.env_vars names DISTSPEC_TEST_C, which is not set here$"):
+        list(map_items(Variables, (), names, Runtime(workers=1, env_vars=("DISTSPEC_TEST_C",))))
+
+
+def test_workers_of_our_own_ray_know_object_stores_that_were_set_after_it_started(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_TEST_ONLY", "there")
+    assert list(map_items(Variables, (), ["AWS_TEST_ONLY", "AWS_TEST_ONLY"], TWO)) == ["there", "there"]
+
+
+def test_a_worker_with_another_version_is_refused_by_the_name_of_its_node() -> None:
+    own = versions()
+    Introduction("1", "node-7", own).require_same()
+    with pytest.raises(ConfigError, match=rf"^node node-7 has numpy 1\.0 \(here {own['numpy']}\); install the same"):
+        Introduction("1", "node-7", own | {"numpy": "1.0"}).require_same()
+
+
+def test_a_range_of_workers_follows_what_there_is_room_for(ray_session: None) -> None:
+    # Four slots in this Ray.
+    assert workers_of(Runtime(workers=Span(max=64)), 100) == 4
+    assert workers_of(Runtime(workers=Span(max=3)), 100) == 3
+    assert workers_of(Runtime(), 100, Needs(cpus=2)) == 2
+    assert workers_of(Runtime(), 100, Needs(memory_gb=0.75 * cluster_has().memory_gb)) == 1
+    with pytest.raises(ConfigError, match=r"runtime\.workers asks for 9 CPUs"):
+        workers_of(Runtime(workers=Span(min=9, max=64)), 100)
+
+
+def test_an_address_without_a_cluster_is_refused_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    program = (
+        "from distspec.config import Runtime\n"
+        "from distspec.runtime.cluster import connect\n"
+        f"connect(Runtime(address='127.0.0.1:{port}'))\n"
+    )
+    begin = time.monotonic()
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert f"ConfigError: no Ray cluster at 127.0.0.1:{port}: Connection refused; see to runtime.address" in said.stderr
+    assert time.monotonic() - begin < 60
+
+
 def test_there_is_a_worker_for_each_item_at_most(ray_session: None) -> None:
     assert workers_of(Runtime(workers=3), 2) == 2
     assert workers_of(Runtime(workers=3), 5) == 3
@@ -196,8 +262,8 @@ def test_there_is_a_worker_for_each_item_at_most(ray_session: None) -> None:
 
 
 def test_what_the_cluster_never_has_is_refused(ray_session: None) -> None:
-    require_resources("train.workers", 4, 0)
+    require_resources("train.workers", Needs(4))
     with pytest.raises(ConfigError, match=r"train\.workers asks for 99 CPUs and 0 GPUs; .* ask for fewer"):
-        require_resources("train.workers", 99, 0)
+        require_resources("train.workers", Needs(99))
     with pytest.raises(ConfigError, match=r"runtime\.workers asks for 2 CPUs and 2000 GPUs"):
-        workers_of(Runtime(workers=2), 2, 1000)
+        workers_of(Runtime(workers=2), 2, Needs(gpus=1000))

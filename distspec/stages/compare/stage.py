@@ -363,8 +363,8 @@ def _join(experiment: Experiment, store: SpectraStore, chosen: Scores, survey: _
         write_folder(folder, {_SURVIVORS: stream.getvalue()})
     places = {score: chosen.layer(score).name for score in chosen.names}
     arguments = (store.path, str(folder / _SURVIVORS), name, places)
-    here = store.rows <= _HERE
-    for _ in map_items(EnsembleScorer, arguments, pending, experiment.runtime, "compare", here=here):
+    here, needs = store.rows <= _HERE, experiment.runtime.needs("compare")
+    for _ in map_items(EnsembleScorer, arguments, pending, experiment.runtime, "compare", needs=needs, here=here):
         pass
     return layer
 

@@ -49,7 +49,7 @@ from distspec.detectors.classical.saved import load_detector, require_detector, 
 from distspec.errors import ConfigError
 from distspec.results.layout import detect_layer, detector_folder
 from distspec.runtime.threads import one_thread
-from distspec.runtime.workers import map_items
+from distspec.runtime.workers import Cut, map_items
 from distspec.stages.detect.workers import DetectorScorer, Grower, Piece, Summarizer
 from distspec.stages.stage import Job, Products, Stage, State, stage_run
 from distspec.statistics.holdout import held_out, limited
@@ -182,8 +182,8 @@ def _fit(
             break
         arguments = (store.path, {name: str(folders[name]) for name in looking})
         total: dict[str, Any] = {}
-        label = f"look ({', '.join(looking)})"
-        results = map_items(Summarizer, arguments, items, experiment.runtime, label)
+        label, needs = f"look ({', '.join(looking)})", experiment.runtime.needs("detect")
+        results = map_items(Summarizer, arguments, items, experiment.runtime, label, needs=needs)
         for found in _in_order(results, [shard for shard, _ in items]):
             total = {name: total[name] + found[name] if name in total else found[name] for name in found}
         for name, detector in looking.items():
@@ -219,8 +219,8 @@ def _grow(
     kept = limited(training, ~training, experiment.detect.sample, store.chunk_rows, experiment.seed)
     items = [Piece(one, part) for one in wanted for part in range(classical.class_of(one).parts(one))]
     arguments = (store.path, np.flatnonzero(kept & training), experiment.seed)
-    grown = {}
-    for piece, arrays in map_items(Grower, arguments, items, experiment.runtime, "fit"):
+    grown, needs = {}, experiment.runtime.needs("detect")
+    for piece, arrays in map_items(Grower, arguments, items, experiment.runtime, "fit", needs=needs):
         grown[piece] = arrays
     for one in wanted:
         parts = [grown[piece] for piece in items if piece.detector == one]
@@ -244,7 +244,9 @@ def _score(
     def rows(item: tuple[int, tuple[str, ...]]) -> tuple[int, int]:
         return store.base.bounds(item[0])
 
-    for _ in map_items(DetectorScorer, (store.path, places), items, experiment.runtime, "detect", rows=rows):
+    needs = experiment.runtime.needs("detect")
+    arguments = (store.path, places)
+    for _ in map_items(DetectorScorer, arguments, items, experiment.runtime, "detect", needs=needs, cut=Cut(rows)):
         pass
     found = {name: Moments.zero(1) for name in layers}
     for name, layer in layers.items():

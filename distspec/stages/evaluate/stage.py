@@ -302,8 +302,8 @@ def _work(experiment: Experiment, plan: Plan, folder: Path, arguments: tuple[Any
         if part is not None:
             parts[job] = part
     missing = [job for job in jobs if job not in parts]
-    gpus = experiment.runtime.gpus_per_worker
-    for job, part in map_items(Injector, arguments, missing, experiment.runtime, "evaluate", gpus=gpus):
+    needs = experiment.runtime.needs("evaluate")
+    for job, part in map_items(Injector, arguments, missing, experiment.runtime, "evaluate", needs=needs):
         _write_part(folder / job.name, part)
         parts[job] = part
     return parts

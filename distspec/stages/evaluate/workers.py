@@ -119,7 +119,7 @@ class Injector:
         # Each changed spectrum is normalised again, so that all are read as they stand before the sample's statistics.
         self._hosts = self._store.take(plan.hosts, frozen=False)
         self._companions = self._store.take(plan.companions, frozen=False)
-        device = "cuda" if experiment.runtime.gpus_per_worker else "cpu"
+        device = experiment.runtime.needs("evaluate").device
         self._model = None if model is None else ModelScores(Checkpoint.load(model), experiment.score, device)
         self._detectors = {name: (load_detector(folder)[0], scores) for name, (folder, scores) in detectors.items()}
         self._pointers: list[Pointer] | None = None

@@ -1,5 +1,6 @@
 """Its part of the page: the lines of what is explained, and where they stand in the diagram of line ratios."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -23,12 +24,20 @@ _CLASS_COLORS: Final = {
 _MOST: Final = 5_000
 """Points of the diagram, those of highest score."""
 
+_NAMED: Final = 10
+"""Spectra without explanations that are named."""
+
 _SEEN: Final = 5.0
 """A line counts as seen from so many errors on."""
 
 
-def content(results: LineResults) -> dict[str, Any]:
-    """Give what the fragment section.html.jinja shows."""
+def content(results: LineResults, given_up: Mapping[int, str]) -> dict[str, Any]:
+    """Give what the fragment section.html.jinja shows.
+
+    Arguments:
+        results: the lines.
+        given_up: rows that lack explanations, lines or ascents, and why.
+    """
     table = results.table
     with np.errstate(invalid="ignore"):
         seen = table.flux > _SEEN * table.flux_error
@@ -48,6 +57,8 @@ def content(results: LineResults) -> dict[str, Any]:
             )
     return {
         "spectra": len(results.rows),
+        "given_up": len(given_up),
+        "first_given_up": list(given_up.items())[:_NAMED],
         "lines": lines,
         "seen": _SEEN,
         "classes": results.classes(results.rows),

@@ -47,7 +47,7 @@ first and last layers are linear, versions of a spectrum are scored without writ
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -63,11 +63,11 @@ from distspec.results.layout import ascent_layer, explain_layer, lines_layer
 from distspec.results.lines import LineResults
 from distspec.results.scores import Scores
 from distspec.runtime.threads import one_thread
-from distspec.runtime.workers import map_items
+from distspec.runtime.workers import Cut, map_items
 from distspec.spectra.lines.tables import Indices, LineTable
 from distspec.stages.explain.section import content, figures
 from distspec.stages.explain.selection import SelectedRows, by_ids, name_of, top_lists, top_rows
-from distspec.stages.explain.workers import AscentWorker, ExplainWorker, LineWorker
+from distspec.stages.explain.workers import AscentWorker, ExplainWorker, LineWorker, Unit
 from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.store import Fields, Layer, SpectraStore
 
@@ -145,7 +145,10 @@ class ExplainStage(Stage):
         """Show the lines of what is explained."""
         if job.have.lines is not None:
             lines = LineResults(job.store, job.have.lines)
-            shown = {"lines": content(lines)}
+            layers = {f"explained by {name}": layer for name, layer in job.have.explanations.items()}
+            layers |= {"lines": job.have.lines} | ({} if job.have.ascents is None else {"ascent": job.have.ascents})
+            lost = {row: f"{what}: {why}" for what, layer in layers.items() for row, why in layer.given_up().items()}
+            shown = {"lines": content(lines, lost)}
             yield Section("lines", "Lines", "explain/section.html.jinja", shown, figures(lines))
 
 
@@ -282,15 +285,24 @@ def _finish(
         items = []
         for layer in left:
             for shard in pending[layer.name]:
-                cut = slice(*layer.bounds(shard))
-                items.append((layer.name, shard, SelectedRows(chosen.rows[cut], chosen.rank[cut])))
-        # Lines are fits, which know no device.
-        gpus = 0.0 if worker is LineWorker else experiment.runtime.gpus_per_worker
-        label = left[0].name.partition("-")[0]
-        for _ in map_items(worker, arguments, items, experiment.runtime, label, gpus=gpus):
+                own = slice(*layer.bounds(shard))
+                items.append((layer.name, shard, SelectedRows(chosen.rows[own], chosen.rank[own])))
+        needs = experiment.runtime.needs("explain")
+        if worker is LineWorker:
+            needs = replace(needs, gpus=0.0)  # fits know no device
+        label, cut = left[0].name.partition("-")[0], Cut(_places, _row)
+        for _ in map_items(worker, arguments, items, experiment.runtime, label, needs=needs, cut=cut):
             pass
         for run, layer in zip(runs, left, strict=True):
             run.metrics(summary(layer))
+
+
+def _places(item: Unit) -> tuple[int, int]:
+    return 0, len(item[2].rows)
+
+
+def _row(item: Unit, place: int) -> int:
+    return int(item[2].rows[place])
 
 
 # --- lines of what is explained --------------------------------------------------------------------------------------
@@ -324,7 +336,7 @@ def measure_lines(
         return {"measured": float(len(rows)), "with_lines": float(np.isfinite(layer.read("velocity")).sum())}
 
     chosen = SelectedRows(rows, np.zeros((len(rows), 0), np.int64))
-    _finish(experiment, store, [layer], chosen, LineWorker, (store.path, name), summary)
+    _finish(experiment, store, [layer], chosen, LineWorker, (store.path,), summary)
     return layer
 
 

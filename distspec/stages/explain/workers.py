@@ -3,7 +3,8 @@
 Each takes a few of the selected rows at a time, and writes them as one shard of its layer.
 """
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Final
 
@@ -33,13 +34,61 @@ _CHANCE: Final = 4
 """So few spectra of a unit may all fail by themselves."""
 
 
-class ExplainWorker:
-    """Explains a few spectra at a time, by the method of the layer that is asked for; lives in a worker."""
+Unit = tuple[str, int, SelectedRows]
+"""Layer, its shard, and the spectra that this consists of."""
+
+
+class UnitWorker(ABC):
+    """Fills a shard of a layer with what is found for a few of the selected spectra; lives in a worker.
+
+    Arguments:
+        store: its address.
+    """
+
+    def __init__(self, store: str) -> None:
+        self._store = SpectraStore.open(store, write=True)
+
+    @abstractmethod
+    def find(self, layer: str, chosen: SelectedRows) -> dict[str, np.ndarray]:
+        """Give the values of the layer's fields for some spectra, in their order."""
+
+    def __call__(self, item: Unit) -> int:
+        return self.without(item, (), "")
+
+    def attempt(self, item: Unit, start: int, stop: int) -> None:
+        """Do some of the spectra, by their places in the unit, and keep nothing."""
+        layer, _, chosen = item
+        self.find(layer, SelectedRows(chosen.rows[start:stop], chosen.rank[start:stop]))
+
+    def without(self, item: Unit, lost: Sequence[int], why: str) -> int:
+        """Do a unit without some of its spectra, which get nothing: NaN, 0, or why where reasons are kept."""
+        name, shard, chosen = item
+        layer, keep = self._store.layer(name), np.ones(len(chosen.rows), bool)
+        keep[list(lost)] = False
+        told = {"row": chosen.rows, "rank": chosen.rank}
+        found = self.find(name, SelectedRows(chosen.rows[keep], chosen.rank[keep])) if keep.any() else {}
+        for field, (dtype, shape) in layer.fields.items():
+            if field in told:
+                continue
+            if lost:
+                empty = why if dtype == "string" else np.nan if np.dtype(dtype).kind == "f" else 0
+                told[field] = np.full((len(keep), *shape), empty, object if dtype == "string" else dtype)
+                if keep.any():
+                    told[field][keep] = found[field]
+            else:
+                told[field] = found[field]
+        layer.give_up(shard, chosen.rows[~keep].tolist(), why)
+        layer.write(shard, {field: told[field] for field in layer.fields})
+        return shard
+
+
+class ExplainWorker(UnitWorker):
+    """Explains spectra by the method of the layer that is asked for."""
 
     def __init__(
         self, store: str, folder: str, methods: Mapping[str, AnyMethod], ordinary: Baselines, experiment: Experiment
     ) -> None:
-        self._store = SpectraStore.open(store, write=True)
+        super().__init__(store)
         self._scores = explainable(experiment, self._store, folder)
         self._methods, self._ordinary = methods, ordinary
         rest = self._store.frame == "rest"
@@ -48,8 +97,8 @@ class ExplainWorker:
             for layer, method in methods.items()
         }
 
-    def __call__(self, item: tuple[str, int, SelectedRows]) -> int:
-        layer, shard, chosen = item
+    def find(self, layer: str, chosen: SelectedRows) -> dict[str, np.ndarray]:
+        """Give weights, the reason where there are none, and what else the method tells."""
         explainer = self._explainers[layer]
         spectra = self._store.take(chosen.rows)
         near = self._ordinary.near(self._store, chosen.rows, self._methods[layer])
@@ -72,12 +121,8 @@ class ExplainWorker:
         lost = ~np.isfinite(weights).all(axis=(1, 2))
         for values in (weights, *(array for array in fields.values() if array.dtype.kind == "f")):
             values[lost] = np.nan
-        told = {"row": chosen.rows, "rank": chosen.rank, "weights": weights}
-        told["reason"] = np.array(
-            [reason or ("a weight is not finite" if bad else "") for reason, bad in zip(reasons, lost, strict=True)]
-        )
-        self._store.layer(layer).write(shard, told | fields)
-        return shard
+        why = [reason or ("a weight is not finite" if bad else "") for reason, bad in zip(reasons, lost, strict=True)]
+        return {"weights": weights, "reason": np.array(why)} | fields
 
     def _alone(self, explainer: Explainer, spectrum: Spectra, near: list[Spectra]) -> tuple[Explanation, str]:
         """Explain one spectrum; where that fails, give nothing in the same shape, and why."""
@@ -102,7 +147,7 @@ def explainable(experiment: Experiment, store: SpectraStore, folder: str) -> Exp
         CheckpointError: a model or a detector is damaged.
     """
     names = experiment.explain.scores
-    device = "cuda" if experiment.runtime.gpus_per_worker else "cpu"
+    device = experiment.runtime.needs("explain").device
     model = ModelScores(Checkpoint.load(folder), experiment.score, device)
     detectors: dict[str, ClassicalDetector] = {}
     for one in experiment.detect.detectors:
@@ -116,8 +161,8 @@ def explainable(experiment: Experiment, store: SpectraStore, folder: str) -> Exp
     return Explainable(names, model, detectors)
 
 
-class AscentWorker:
-    """Follows a few spectra at a time; lives in a worker."""
+class AscentWorker(UnitWorker):
+    """Follows spectra to higher probability."""
 
     def __init__(
         self,
@@ -128,19 +173,20 @@ class AscentWorker:
         covariance: Float64[np.ndarray, "D D"],
         experiment: Experiment,
     ) -> None:
-        self._store = SpectraStore.open(store, write=True)
+        super().__init__(store)
         self._layer, self._scored = self._store.layer(layer), self._store.layer(scores)
         checkpoint = Checkpoint.load(folder)
         if checkpoint.density is None or experiment.explain.ascent is None:
             raise CheckpointError(f"{folder} has no density, up which a way could lead; train with train.density")
-        self._device = "cuda" if experiment.runtime.gpus_per_worker else "cpu"
+        self._device = experiment.runtime.needs("explain").device
         self._model = ModelScores(checkpoint, experiment.score, self._device)
         self._density = checkpoint.density
         self._settings = experiment.explain.ascent
         self._covariance = torch.from_numpy(covariance)
 
-    def __call__(self, item: tuple[str, int, SelectedRows]) -> int:
-        shard, rows = item[1], item[2].rows
+    def find(self, layer: str, chosen: SelectedRows) -> dict[str, np.ndarray]:
+        """Give the way of each through the latents, and what it looks like on it."""
+        rows = chosen.rows
         # Those that were scored; in float64, so that no gain is lost in rounding.
         start = torch.from_numpy(self._scored.take("latents", rows)).double().to(self._device)
         settings = self._settings
@@ -157,39 +203,32 @@ class AscentWorker:
             "growth": growth(path, decode),
         }
         told = {name: _array(values) for name, values in fields.items()}
-        told |= {"row": rows, "taken": path.taken.cpu().numpy()}
+        told |= {"taken": path.taken.cpu().numpy()}
         if "class" in self._layer.fields:
             best = self._density.posterior(ends.flatten(0, 1)).max(dim=1)
             told |= {"class": best.indices.view(-1, 2).cpu().numpy()}
             told |= {"class_probability": _array(best.values.view(-1, 2))}
-        self._layer.write(shard, told)
-        return shard
+        return told
 
 
 def _array(values: Tensor) -> np.ndarray:
     return np.asarray(values.float().cpu().numpy())
 
 
-class LineWorker:
-    """Measures lines and indices of some spectra at a time."""
+class LineWorker(UnitWorker):
+    """Measures lines and indices."""
 
-    def __init__(self, store: str, layer: str) -> None:
-        self._store = SpectraStore.open(store, write=True)
-        self._layer = self._store.layer(layer)
-
-    def __call__(self, item: tuple[str, int, SelectedRows]) -> int:
+    def find(self, layer: str, chosen: SelectedRows) -> dict[str, np.ndarray]:
+        """Give the numbers of both tables."""
         # Imported here: only this worker needs scipy.
         from distspec.spectra.lines.fits import measure
         from distspec.spectra.lines.tables import indices
 
-        shard, rows = item[1], item[2].rows
         # As they were observed: what statistics of the sample filled in is no measurement. What the preparation patched
         # spectrum by spectrum, such as sky lines, is part of the store and counts as data here.
-        spectra = self._store.take(rows, frozen=False)
-        told = {
+        spectra = self._store.take(chosen.rows, frozen=False)
+        return {
             one.name: getattr(table, one.name).astype(np.float32)
             for table in (measure(spectra), indices(spectra))
             for one in fields(table)
         }
-        self._layer.write(shard, {"row": rows, **told})
-        return shard

@@ -272,7 +272,8 @@ def _fill(experiment: Experiment, store: SpectraStore) -> None:
     with Run(experiment, "ingest", key, {"store": store.digest}) as run:
         rows = FileRows(store.inventory())
         items = [(shard, rows.pieces(*store.base.bounds(shard))) for shard in store.pending()]
-        for _ in map_items(Ingester, (experiment, store.path), items, settings, "ingest"):
+        needs = settings.needs("ingest")
+        for _ in map_items(Ingester, (experiment, store.path), items, settings, "ingest", needs=needs):
             pass
         source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
         missing = source.missing()
@@ -295,8 +296,9 @@ def _finish(experiment: Experiment, store: SpectraStore) -> None:
     duplicates = np.zeros(0, np.int64)
     if experiment.ingest.prepare.cuts.duplicates:
         duplicates = duplicate_rows(store)
+    needs = experiment.runtime.needs("ingest")
     if not store.is_frozen:
-        scheduler, parallel = dask_scheduler(), workers_of(experiment.runtime, store.shards)
+        scheduler, parallel = dask_scheduler(), workers_of(experiment.runtime, store.shards, needs)
         store.freeze(statistics_of(experiment, store, duplicates, scheduler, parallel))
     if store.statistics is not None or duplicates.size or store.has_sample_layer:
         pending = store.sample_layer().pending()
@@ -305,7 +307,7 @@ def _finish(experiment: Experiment, store: SpectraStore) -> None:
             (shard, duplicates[np.searchsorted(duplicates, start) : np.searchsorted(duplicates, stop)])
             for shard, (start, stop) in zip(pending, cuts, strict=True)
         ]
-        for _ in map_items(Finisher, (store.path,), items, experiment.runtime, "look"):
+        for _ in map_items(Finisher, (store.path,), items, experiment.runtime, "look", needs=needs):
             pass
     store.reload()
 
@@ -317,7 +319,8 @@ def _count(experiment: Experiment, source: Source, names: list[str]) -> Iterator
         return
     connect(experiment.runtime)
     groups = [names[start : start + _GROUP] for start in range(0, len(names), _GROUP)]
-    for found in map_items(Counter, (experiment,), groups, experiment.runtime, "count"):
+    needs = experiment.runtime.needs("ingest")
+    for found in map_items(Counter, (experiment,), groups, experiment.runtime, "count", needs=needs):
         yield from found
 
 

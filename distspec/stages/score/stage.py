@@ -40,7 +40,7 @@ from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import score_layer
 from distspec.results.scores import score_names
 from distspec.runtime.threads import one_thread
-from distspec.runtime.workers import map_items
+from distspec.runtime.workers import Cut, map_items
 from distspec.spectra import first_reasons
 from distspec.stages.score.section import sections
 from distspec.stages.score.workers import Scorer, ScoreSummary, summarize
@@ -107,10 +107,10 @@ def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -
         return layer
     lineage = {"store": store.digest, "model": checkpoint.sha256}
     with stage_run(experiment, store, "score", name.removeprefix("score-"), lineage, workers=True) as run:
-        device = "cuda" if experiment.runtime.gpus_per_worker else "cpu"
-        arguments = (store.path, checkpoint.folder, name, experiment.score, device)
-        gpus = experiment.runtime.gpus_per_worker
-        parts = list(map_items(Scorer, arguments, pending, experiment.runtime, "score", gpus=gpus, rows=layer.bounds))
+        needs = experiment.runtime.needs("score")
+        arguments = (store.path, checkpoint.folder, name, experiment.score, needs.device)
+        cut = Cut(layer.bounds)
+        parts = list(map_items(Scorer, arguments, pending, experiment.runtime, "score", needs=needs, cut=cut))
         # What an earlier, interrupted run has scored is summarized from the layer.
         done = sorted(set(range(layer.shards)) - set(pending))
         parts += [_summary_of_shard(store, layer, shard, experiment.score.top) for shard in done]

@@ -58,7 +58,7 @@ from jaxtyping import Float32
 from matplotlib.figure import Figure
 
 from distspec import models
-from distspec.config import Experiment, Train
+from distspec.config import Experiment, Needs, Train
 from distspec.errors import ConfigError, DistspecError, ShardError
 from distspec.models.autoencoders.redshifted import within_reach
 from distspec.models.checkpoint import Checkpoint
@@ -207,7 +207,7 @@ def _work(experiment: Experiment, store: SpectraStore, state: Path, run: Run) ->
     """Run the loop by Ray Train while a thread passes finished epochs on to MLflow."""
     settings = experiment.train
     if settings.workers:
-        require_resources("train.workers", settings.workers, settings.workers * settings.gpu)
+        require_resources("train.workers", Needs(settings.workers, settings.workers * settings.gpu))
     elif settings.gpu and not torch.cuda.is_available():
         raise ConfigError("train.gpu asks for a GPU and torch sees none on this machine; set train.gpu=false")
     done = threading.Event()

@@ -52,7 +52,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from distspec import models
-from distspec.config import Experiment, Train, dump
+from distspec.config import Experiment, Needs, Train, dump
 from distspec.errors import ConfigError, ShardError
 from distspec.files import write_file
 from distspec.models.training.feed import Feed
@@ -226,7 +226,7 @@ def _tuner(search: Search, left: int, scratch: Path, follower: "_Follower") -> r
     settings, gpu = search.experiment.tune, search.job.settings.gpu
     slots = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
     concurrent = settings.concurrent or max(1, slots)
-    require_resources("tune.concurrent", concurrent, concurrent * gpu)
+    require_resources("tune.concurrent", Needs(concurrent, concurrent * gpu))
     # A sampler that began with the same seed after each interruption would draw the same trials again.
     seed = (search.experiment.seed * 1_000_003 + len(search.study)) % 2**32
     searcher = OptunaSearch(

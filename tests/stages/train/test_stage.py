@@ -142,7 +142,7 @@ def test_more_workers_or_gpus_than_there_are_is_refused(done: tuple[Experiment, 
         if torch.cuda.is_available() and "gpu" in change:
             continue
         experiment = small(tmp_path / "out", train={"epochs": 3, **change})
-        with pytest.raises(ConfigError, match=r"asks for (9 CPUs|1 CPUs and 1 GPUs|a GPU)"):
+        with pytest.raises(ConfigError, match=r"asks for (9 CPUs|1 CPU and 1 GPU|a GPU)"):
             train(experiment, made.store)
 
 
