@@ -223,7 +223,7 @@ def _run(file: str, overrides: tuple[str, ...], only: str | None = None) -> Any:
     lost = given_up(made)
     for what, rows in lost.items():
         row, why = next(iter(rows.items()))
-        print(f"distspec: usable spectra without {what}: {len(rows)}, the first: row {row} ({why})", file=sys.stderr)
+        print(f"distspec: {what}: {len(rows)}, the first: row {row} ({why})", file=sys.stderr)
     if lost:
         sys.exit(3)
     return made

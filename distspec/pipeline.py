@@ -116,13 +116,18 @@ def told(made: Products) -> Iterator[tuple[str, str]]:
 
 
 def given_up(made: Products) -> dict[str, dict[int, str]]:
-    """Give the rows that lack scores or explanations though they are usable, and why: they ended their workers."""
-    scores = [*([] if made.scores is None else [made.scores]), *made.detected.values()]
-    explained = [*made.explanations.values(), *(layer for layer in (made.lines, made.ascents) if layer is not None)]
-    lost = {
-        what: {row: why for layer in layers for row, why in layer.given_up().items()}
-        for what, layers in (("scores", scores), ("explanations", explained))
+    """Give the rows that ended their workers again and again, by what was not done with them, each with why."""
+    layers: dict[str, list[Layer | None]] = {
+        "spectra that were not read": [None if made.store is None else made.store.base],
+        "usable spectra without scores": [made.scores, *made.detected.values()],
+        "usable spectra without explanations": [*made.explanations.values(), made.lines, made.ascents],
     }
+    lost = {
+        what: {row: why for layer in some if layer is not None for row, why in layer.given_up().items()}
+        for what, some in layers.items()
+    }
+    planted = {} if made.evaluation is None else made.evaluation.content.get("given_up", {})
+    lost["hosts of planted anomalies left out"] = {int(row): why for row, why in planted.items()}
     return {what: rows for what, rows in lost.items() if rows}
 
 

@@ -1,10 +1,9 @@
 """Faults that cost workers, in whole stages: the stage ends, what it lost is named, and all else is as without them."""
 
 import json
-import os
+import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,63 +11,25 @@ import pytest
 from distspec import cli
 from distspec.config import dump
 from distspec.pipeline import Products, given_up, run
+from distspec.spectra import Status
 from distspec.stages.detect import stage as detect_stage
 from distspec.stages.detect.workers import DetectorScorer
+from distspec.stages.evaluate import stage as evaluate_stage
+from distspec.stages.evaluate.workers import Injector
 from distspec.stages.explain import stage as explain_stage
-from distspec.stages.explain.selection import SelectedRows
 from distspec.stages.explain.workers import ExplainWorker
+from distspec.stages.ingest import stage as ingest_stage
+from distspec.stages.ingest.workers import Ingester
 from distspec.stages.score import stage as score_stage
 from distspec.stages.score.census import GIVEN_UP
 from distspec.stages.score.workers import Scorer
+from tests.support.faults import Fault, Struck
 from tests.support.small import small
 
 DEADLY = 300
 """Row that ends whoever scores it."""
 
 DETECT = {"detectors": [{"kind": "pca", "components": 3}], "sample": 200}
-
-
-class DeadlyScorer(Scorer):
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._scores = Deadly(self._scores)  # type: ignore[assignment]
-
-
-class DeadlyDetectorScorer(DetectorScorer):
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._detectors = {name: Deadly(one) for name, one in self._detectors.items()}  # type: ignore[misc]
-
-
-class DeadlyExplainWorker(ExplainWorker):
-    def __init__(self, row: int, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._row = row
-
-    def find(self, layer: str, chosen: SelectedRows) -> dict[str, np.ndarray]:
-        if self._row in chosen.rows:
-            os._exit(1)
-        return super().find(layer, chosen)
-
-
-class Deadly:
-    """Scores as another does, and ends the process where it meets one row."""
-
-    def __init__(self, other: Any) -> None:
-        self._other = other
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._other, name)
-
-    def __call__(self, spectra: Any) -> Any:
-        if DEADLY in spectra.rows:
-            os._exit(1)
-        return self._other(spectra)
-
-    def details(self, spectra: Any) -> Any:
-        if DEADLY in spectra.rows:
-            os._exit(1)
-        return self._other.details(spectra)
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +49,13 @@ def test_a_spectrum_that_ends_its_workers_is_set_aside_and_the_run_goes_on(
     experiment = small(tmp_path / "out", detect=DETECT)
     assert undisturbed.store is not None and undisturbed.store.status(DEADLY, DEADLY + 1)[0] == 0
     if verb == "score":
-        monkeypatch.setattr(score_stage, "Scorer", DeadlyScorer)
+        monkeypatch.setattr(score_stage, "Scorer", partial(Struck, Scorer, Fault("exit", DEADLY)))
     else:
-        monkeypatch.setattr(detect_stage, "DetectorScorer", DeadlyDetectorScorer)
+        monkeypatch.setattr(detect_stage, "DetectorScorer", partial(Struck, DetectorScorer, Fault("exit", DEADLY)))
     with pytest.warns(match=f"{verb} goes on without row {DEADLY}, which ended its worker"):
         made = run(experiment)
     assert made.store is not None and made.report is not None
-    assert list(given_up(made)["scores"]) == [DEADLY]
+    assert list(given_up(made)["usable spectra without scores"]) == [DEADLY]
     layers = {"score": (made.scores, undisturbed.scores), "detect": (made.detected["pca"], undisturbed.detected["pca"])}
     for name, (layer, quiet) in layers.items():
         assert layer is not None and quiet is not None
@@ -128,14 +89,50 @@ def test_a_spectrum_that_cannot_be_explained_alive_is_named_and_the_others_are_a
 ) -> None:
     (name, quiet), *_ = undisturbed.explanations.items()
     row = int(quiet.read("row")[1])
-    monkeypatch.setattr(explain_stage, "ExplainWorker", partial(DeadlyExplainWorker, row))
+    monkeypatch.setattr(explain_stage, "ExplainWorker", partial(Struck, ExplainWorker, Fault("exit", row)))
     with pytest.warns(match=f"explain goes on without row {row}, which ended its worker"):
         made = run(small(tmp_path / "out", detect=DETECT))
     layer = made.explanations[name]
-    assert list(given_up(made)["explanations"]) == [row]
+    assert list(given_up(made)["usable spectra without explanations"]) == [row]
     assert "ended its worker" in layer.read("reason")[1]
     others = layer.read("row") != row
     for field in set(layer.fields) - {"reason"}:
         np.testing.assert_array_equal(layer.read(field)[others], quiet.read(field)[others])
     assert np.isnan(layer.read("weights")[1]).all()
     assert made.report is not None and "ended its worker" in made.report.read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_a_spectrum_that_cannot_be_read_alive_is_set_aside_with_the_reason(
+    undisturbed: Products, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest_stage, "Ingester", partial(Struck, Ingester, Fault("exit", DEADLY)))
+    with pytest.warns(match=f"ingest goes on without row {DEADLY}, which ended its worker"):
+        made = run(small(tmp_path / "out"), only="ingest")
+    quiet = undisturbed.store
+    assert made.store is not None and quiet is not None
+    assert list(given_up(made)["spectra that were not read"]) == [DEADLY]
+    assert made.store.status()[DEADLY] == Status.UNREADABLE
+    assert "ended its worker" in made.store.column("note")[DEADLY]
+    assert f"{DEADLY}" in (tmp_path / "out/ledger.csv").read_text()
+    others = np.arange(quiet.rows) != DEADLY
+    for name in {*quiet.base.fields} - {"columns/note"}:
+        np.testing.assert_array_equal(made.store.base.read(name)[others], quiet.base.read(name)[others])
+
+
+@pytest.mark.slow
+def test_a_host_that_ends_its_worker_is_left_out_of_the_measurement(
+    undisturbed: Products, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = {"hosts": 12, "kinds": ["cosmic-ray"], "strengths": [1.0], "explained": 12}
+    out = Path(str(undisturbed.report)).parent
+    shutil.copytree(out, tmp_path / "out")
+    monkeypatch.setattr(evaluate_stage, "Injector", partial(Struck, Injector, Fault("exit", 5)))
+    with pytest.warns(match="evaluate goes on without row"):
+        made = run(small(tmp_path / "out", detect=DETECT, evaluate=evaluate), only="evaluate")
+    assert made.evaluation is not None
+    facts = made.evaluation.content
+    (row,) = given_up(made)["hosts of planted anomalies left out"]
+    assert facts["given_up"][str(row)].startswith("ended its worker")
+    assert facts["kinds"]["cosmic-ray"]["possible"] == [11]
+    assert any("1 hosts ended the workers" in note for note in facts["notes"])

@@ -49,7 +49,7 @@ from distspec.results.layout import detector_folder, evaluation_folder, score_la
 from distspec.results.scores import Scores, joined_scores, score_names
 from distspec.results.truth import has_truth
 from distspec.runtime.threads import one_thread
-from distspec.runtime.workers import map_items
+from distspec.runtime.workers import Cut, map_items
 from distspec.stages.evaluate.injection import GRADED, KINDS, MOVED, describe
 from distspec.stages.evaluate.section import SCHEMA, content, figures, picture, truth_section
 from distspec.stages.evaluate.workers import InjectionJob, Injector, Part, Plan
@@ -167,6 +167,10 @@ def evaluate(
         background = np.stack([table.take(name, plan.background) for name in table.names], axis=1)
         joined = joined_scores(experiment.compare.scores, table)
         facts = _facts(experiment, store, plan, tuple(table.names), joined, background, parts)
+        lost = {str(plan.hosts[host]): str(part["why"]) for part in parts.values() for host in part.get("lost", ())}
+        if lost:
+            facts["given_up"] = lost
+            facts["notes"].append(f"{len(lost)} hosts ended the workers that planted in them, and count as impossible.")
         facts |= {"store": store.digest, "model": None if checkpoint is None else checkpoint.sha256}
         table_text = csv_text(TABLE, table_rows(facts), quoted=False)
         written = on_disk.write(folder, "evaluation.json", facts, {"evaluation.csv": table_text})
@@ -303,7 +307,8 @@ def _work(experiment: Experiment, plan: Plan, folder: Path, arguments: tuple[Any
             parts[job] = part
     missing = [job for job in jobs if job not in parts]
     needs = experiment.runtime.needs("evaluate")
-    for job, part in map_items(Injector, arguments, missing, experiment.runtime, "evaluate", needs=needs):
+    cut = Cut(lambda job: (job.start, job.stop), lambda job, place: int(plan.hosts[place]))
+    for job, part in map_items(Injector, arguments, missing, experiment.runtime, "evaluate", needs=needs, cut=cut):
         _write_part(folder / job.name, part)
         parts[job] = part
     return parts

@@ -4,8 +4,9 @@ An explainer is a `Pointer`: regions of the spectrum, and which of them it holds
 entry of the list that `Injector` makes.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
@@ -16,6 +17,7 @@ from distspec.detectors.classical.pca import PcaDetector
 from distspec.detectors.classical.saved import load_detector
 from distspec.detectors.explainable import Explainable
 from distspec.detectors.neural.scores import ModelScores
+from distspec.errors import ShardError
 from distspec.explainers import Explainer
 from distspec.explainers.baselines import Baselines
 from distspec.models.checkpoint import Checkpoint
@@ -68,6 +70,10 @@ class InjectionJob:
     def name(self) -> str:
         """Of its file."""
         return f"part-{self.kind}-{self.start}-{self.stop}{'-explained' if self.explained else ''}.npz"
+
+
+_HOST_AXIS: Final = {"scores": 0, "possible": 0, "hits": 1, "chance": 1, "known": 0}
+"""Which axis of the arrays of a part counts its hosts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +132,32 @@ class Injector:
 
     def __call__(self, job: InjectionJob) -> tuple[InjectionJob, Part]:
         return job, self._explained(job) if job.explained else self._scored(job)
+
+    def attempt(self, job: InjectionJob, start: int, stop: int) -> None:
+        """Do some hosts of a job and keep nothing."""
+        self(replace(job, start=start, stop=stop))
+
+    def without(self, job: InjectionJob, lost: Sequence[int], why: str) -> tuple[InjectionJob, Part]:
+        """Do a job without some hosts: in these its kind counts as impossible, and nothing is known of them."""
+        starts, stops = [job.start, *(host + 1 for host in lost)], [*lost, job.stop]
+        parts = [
+            (slice(start - job.start, stop - job.start), self(replace(job, start=start, stop=stop))[1])
+            for start, stop in zip(starts, stops, strict=True)
+            if start < stop
+        ]
+        if not parts:
+            raise ShardError(f"every host of {job.name} {why}")
+        whole: Part = {}
+        for name, first in parts[0][1].items():
+            axis = _HOST_AXIS.get(name)
+            if axis is None:
+                whole[name] = first
+                continue
+            shape = [job.stop - job.start if place == axis else length for place, length in enumerate(first.shape)]
+            whole[name] = np.full(shape, np.nan if first.dtype.kind == "f" else 0, first.dtype)
+            for rows, part in parts:
+                whole[name][(slice(None),) * axis + (rows,)] = part[name]
+        return job, whole | {"lost": np.array(lost, np.int64), "why": np.array(why)}
 
     def _scored(self, job: InjectionJob) -> Part:
         scores, possible = [], []

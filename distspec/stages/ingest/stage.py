@@ -67,7 +67,7 @@ from distspec.results.layout import ledger_path, recipe_digest, store_digest, st
 from distspec.runtime.cluster import connect, dask_scheduler, workers_of
 from distspec.runtime.threads import one_thread
 from distspec.runtime.tracking import Run
-from distspec.runtime.workers import map_items
+from distspec.runtime.workers import Cut, map_items
 from distspec.sources import Piece, Source
 from distspec.spectra import Status, first_reasons
 from distspec.stages.ingest.finish import duplicate_rows, statistics_of
@@ -272,8 +272,9 @@ def _fill(experiment: Experiment, store: SpectraStore) -> None:
     with Run(experiment, "ingest", key, {"store": store.digest}) as run:
         rows = FileRows(store.inventory())
         items = [(shard, rows.pieces(*store.base.bounds(shard))) for shard in store.pending()]
-        needs = settings.needs("ingest")
-        for _ in map_items(Ingester, (experiment, store.path), items, settings, "ingest", needs=needs):
+        needs, cut = settings.needs("ingest"), Cut(lambda item: store.base.bounds(item[0]))
+        arguments = (experiment, store.path)
+        for _ in map_items(Ingester, arguments, items, settings, "ingest", needs=needs, cut=cut):
             pass
         source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
         missing = source.missing()

@@ -4,7 +4,7 @@ whole; and the second look at it, by what only all rows could tell.
 A file that cannot be read keeps its rows: they are set aside with the reason in the column `note`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from gzip import BadGzipFile
 from pathlib import Path
 
@@ -60,42 +60,58 @@ class Ingester:
         }
 
     def __call__(self, item: tuple[int, list[Piece]]) -> int:
+        return self.without(item, (), "")
+
+    def attempt(self, item: tuple[int, list[Piece]], start: int, stop: int) -> None:
+        """Read and prepare some rows of a shard and keep nothing."""
+        shard, pieces = item
+        first, _ = self._store.base.bounds(shard)
+        for _ in self._prepared([(piece, "") for piece in _part(pieces, start - first, stop - first)]):
+            pass
+
+    def without(self, item: tuple[int, list[Piece]], lost: Sequence[int], why: str) -> int:
+        """Write a shard; some rows are not read but set aside with the reason."""
         shard, pieces = item
         start, stop = self._store.base.bounds(shard)
+        parts: list[tuple[Piece, str]] = []
+        done = 0
+        for row in (*lost, stop):
+            parts += [(piece, "") for piece in _part(pieces, done, row - start)]
+            parts += [(piece, why) for piece in _part(pieces, row - start, min(row - start + 1, stop - start))]
+            done = row - start + 1
         flux, ivar = np.empty((2, stop - start, self._store.grid.pixels), np.float32)
         tables: list[Columns] = []
         done = 0
-        for spectra, columns in self._prepared(pieces):
+        for spectra, columns in self._prepared(parts):
             flux[done : done + len(spectra)], ivar[done : done + len(spectra)] = spectra.flux, spectra.ivar
             tables.append(columns)
             done += len(spectra)
         columns = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
         rows = np.arange(start, stop, dtype=np.int64)
+        self._store.base.give_up(shard, lost, why)
         self._store.write(shard, Spectra(rows, flux, ivar, self._store.grid), columns)
         return shard
 
-    def _prepared(self, pieces: list[Piece]) -> Iterator[tuple[Spectra, Columns]]:
-        """Read piece by piece and prepare in batches."""
+    def _prepared(self, parts: list[tuple[Piece, str]]) -> Iterator[tuple[Spectra, Columns]]:
+        """Read piece by piece, but those with a reason not to, and prepare in batches."""
         read: list[tuple[Spectra, Columns]] = []
         unreachable: dict[str, SourceError] = {}
-        for piece in pieces:
+        for piece, why in parts:
             for start in range(piece.start, piece.stop, _BATCH):
                 part = Piece(piece.name, start, min(start + _BATCH, piece.stop), piece.counted)
-                read.append(self._read(part, unreachable))
+                read.append(self._nothing(part, why) if why else self._read(part, unreachable))
                 if sum(len(spectra) for spectra, _ in read) >= _BATCH:
                     yield self._prepare(read)
                     read = []
-        names = {piece.name for piece in pieces}
+        names = {piece.name for piece, _ in parts}
         if len(names) > 1 and unreachable.keys() == names:
             # Not one bad file but a disk that is gone: to set all aside would make that final.
-            first = unreachable[pieces[0].name]
+            first = unreachable[parts[0][0].name]
             raise SourceError(f"none of {len(names)} files can be reached; the first: {first}")
         if read:
             yield self._prepare(read)
 
     def _read(self, piece: Piece, unreachable: dict[str, SourceError]) -> tuple[Spectra, Columns]:
-        count = len(piece)
-        notes = {"file": np.full(count, piece.name), "note": np.full(count, "")}
         try:
             if not piece.counted:
                 self._source.count(piece.name)
@@ -104,15 +120,19 @@ class Ingester:
         except SourceError as error:
             if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, BadGzipFile):
                 unreachable[piece.name] = error
-            grid = self._source.grid
-            blank = np.zeros((count, grid.pixels), np.float32)
-            spectra = Spectra(np.arange(piece.start, piece.stop, dtype=np.int64), blank, blank, grid)
-            made = {*Recipe.COLUMNS, *notes}
-            columns = {name: self._blank(name, count) for name in self._fields if name not in made}
-            columns |= self._source.identify(piece)
-            columns["status"] = np.full(count, int(Status.UNREADABLE), np.int32)
-            notes["note"] = np.full(count, str(error))
-        return spectra, notes | columns
+            return self._nothing(piece, str(error))
+        return spectra, _notes(piece, "") | columns
+
+    def _nothing(self, piece: Piece, why: str) -> tuple[Spectra, Columns]:
+        """Stand in for spectra that are not read."""
+        count, grid = len(piece), self._source.grid
+        blank = np.zeros((count, grid.pixels), np.float32)
+        notes = _notes(piece, why)
+        made = {*Recipe.COLUMNS, *notes}
+        columns = {name: self._blank(name, count) for name in self._fields if name not in made}
+        columns |= self._source.identify(piece)
+        columns["status"] = np.full(count, int(Status.UNREADABLE), np.int32)
+        return Spectra(np.arange(piece.start, piece.stop, dtype=np.int64), blank, blank, grid), notes | columns
 
     def _blank(self, name: str, count: int) -> Shaped[np.ndarray, "n ..."]:
         """Fill a column for spectra of which nothing is known."""
@@ -144,6 +164,20 @@ class Ingester:
         if missing:
             raise ConfigError(f"files of this source differ in their columns: {', '.join(sorted(missing))}")
         return spectra, prepared
+
+
+def _notes(piece: Piece, note: str) -> Columns:
+    return {"file": np.full(len(piece), piece.name), "note": np.full(len(piece), note)}
+
+
+def _part(pieces: Sequence[Piece], start: int, stop: int) -> Iterator[Piece]:
+    """Give what holds the spectra `start` to `stop` of some pieces, counted through all of them."""
+    begin = 0
+    for piece in pieces:
+        low, high = max(start - begin, 0), min(stop - begin, len(piece))
+        if low < high:
+            yield Piece(piece.name, piece.start + low, piece.start + high, piece.counted)
+        begin += len(piece)
 
 
 class Finisher:
