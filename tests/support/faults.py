@@ -22,7 +22,7 @@ class Fault:
 
     Arguments:
         kind: the process ends, the row takes for ever, or memory is taken until something ends the process.
-        row: of the store; of `evaluate` the place of a host; -1 strikes nowhere.
+        row: of the store; of `ingest` the place in a file, of `evaluate` that of a host; -1 strikes nowhere.
         slow: seconds that each item takes longer, so that something can happen meanwhile.
     """
 
@@ -76,7 +76,7 @@ def _arm(work: Any, fault: Fault) -> None:
     elif isinstance(work, UnitWorker):
         _guard(work, "find", lambda layer, chosen: fault.strike(chosen.rows))
     elif isinstance(work, Ingester):
-        _guard(work, "_prepare", lambda read: [fault.strike(spectra.rows) for spectra, _ in read])
+        _guard(work, "_read", lambda piece, unreachable: fault.strike(range(piece.start, piece.stop)))
     elif isinstance(work, Injector):
         _guard(work, "_injected", lambda job, strength: fault.strike(range(job.start, job.stop)))
 
