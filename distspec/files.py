@@ -98,7 +98,7 @@ def in_place(path: Path, advice: str = _ADVICE) -> Iterator[Path]:
         raise StoreError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
 
 
-def write_file(path: Path, content: str | bytes, advice: str = _ADVICE) -> None:
+def write_file(path: Path, content: str | bytes | memoryview, advice: str = _ADVICE) -> None:
     """Write a file that appears whole; text becomes UTF-8 with its line ends as they are.
 
     Raises:

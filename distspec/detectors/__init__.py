@@ -66,7 +66,11 @@ class ClassicalDetector(Detector, Protocol):
         ...
 
     def look(self, spectra: Spectra) -> Any:
-        """Summarize some spectra of the survey; summaries are added with `+`."""
+        """Summarize some spectra of the survey; summaries are added with `+`, and kept by their `to_arrays`."""
+        ...
+
+    def summary(self, arrays: Arrays) -> Any:
+        """Give the summary whose `to_arrays` these are."""
         ...
 
     def learn(self, summary: Any) -> Self:

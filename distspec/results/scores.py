@@ -1,19 +1,24 @@
 """All scores of a store side by side, whichever layers they lie in: those of a model, of detectors, of ensembles."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any, Final, Protocol
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, Shaped
 
 from distspec.errors import LayoutError
-from distspec.statistics.summaries import Histogram, TopK
+from distspec.statistics.summaries import ByName, Histogram, TopK
 from distspec.store import Layer
 
 __all__ = [
+    "Fold",
     "Scores",
     "distributions",
+    "fold_here",
     "joined_scores",
     "linear_histogram",
     "list_length",
@@ -21,6 +26,7 @@ __all__ = [
     "ranks",
     "score_names",
     "top_list",
+    "top_lists",
 ]
 
 
@@ -133,6 +139,22 @@ _WAITING: Final = 1_000_000
 """Values that are held before a list is cut to its length."""
 
 
+class Fold(Protocol):
+    """Adds up what work gives for each of some items, in their order; `runtime.passes.folding` does it in workers."""
+
+    def __call__(
+        self, factory: Callable[..., Any], arguments: tuple[Any, ...], items: Sequence[Any], label: str = ""
+    ) -> Any:
+        """Give the sum; None of no items."""
+        ...
+
+
+def fold_here(factory: Callable[..., Any], arguments: tuple[Any, ...], items: Sequence[Any], label: str = "") -> Any:
+    """Add up in this process."""
+    work = factory(*arguments)
+    return reduce(add, (work(item) for item in items)) if items else None
+
+
 def list_length(scored: int, fraction: float) -> int:
     """Give the length of the top list that holds this share of the scored spectra, at least one if there are any.
 
@@ -144,56 +166,116 @@ def list_length(scored: int, fraction: float) -> int:
     return min(scored, math.ceil(fraction * scored - 1e-9))
 
 
-def distributions(scores: Scores) -> dict[str, Histogram]:
+def distributions(scores: Scores, fold: Fold = fold_here) -> dict[str, Histogram]:
     """Count the values of every score; NaN, which marks what is set aside, is not counted."""
-    names = scores.names
-    found = {name: Histogram.zero() for name in names}
-    for shard in range(scores.shards):
-        for name, values in zip(names, scores.read_shard(shard, *names), strict=True):
-            found[name] += Histogram.of(values)
-    return found
+    none = {name: Histogram.zero() for name in scores.names}
+    return dict(fold(_Distributions, (scores,), range(scores.shards), "count scores") or none)
+
+
+class _Distributions:
+    """Counts the scores of a shard."""
+
+    def __init__(self, scores: Scores) -> None:
+        self._scores = scores
+
+    def __call__(self, shard: int) -> ByName:
+        names = self._scores.names
+        return ByName(zip(names, map(Histogram.of, self._scores.read_shard(shard, *names)), strict=True))
 
 
 def linear_histogram(
-    scores: Scores, name: str, bins: int
+    scores: Scores, name: str, bins: int, fold: Fold = fold_here
 ) -> tuple[Int64[np.ndarray, "bins"], Float64[np.ndarray, "bins+1"]]:
     """Count the values of one score in bins of equal width from the least to the largest; give their edges, too."""
-    low, high = math.inf, -math.inf
-    for shard in range(scores.shards):
-        (values,) = scores.read_shard(shard, name)
-        low, high = np.fmin.reduce(values, initial=low), np.fmax.reduce(values, initial=high)
-    if not low <= high:
+    shards = range(scores.shards)
+    ends = fold(_Ends, (scores, name), shards, "ends of scores")
+    if ends is None or not ends.low <= ends.high:
         return np.zeros(bins, np.int64), np.linspace(0.0, 1.0, bins + 1)
-    edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
-    counts = np.zeros(bins, np.int64)
-    for shard in range(scores.shards):
-        (values,) = scores.read_shard(shard, name)
-        counts += np.histogram(values[~np.isnan(values)].astype(np.float64), edges)[0]
-    return counts, edges
+    edges = np.linspace(ends.low, ends.high if ends.high > ends.low else ends.low + 1.0, bins + 1)
+    return fold(_Counts, (scores, name, edges), shards, "count scores"), edges
 
 
-def top_list(scores: Scores, name: str, size: int, histogram: Histogram) -> TopK:
-    """Find the `size` rows of largest score, best first.
+@dataclass(frozen=True)
+class _Range:
+    low: float
+    high: float
 
-    The histogram tells beforehand which values can be in the list, so that each shard gives only those and hardly any
+    def __add__(self, other: "_Range") -> "_Range":
+        return _Range(min(self.low, other.low), max(self.high, other.high))
+
+
+class _Ends:
+    """Finds the least and the largest value of a score in a shard."""
+
+    def __init__(self, scores: Scores, name: str) -> None:
+        self._scores, self._name = scores, name
+
+    def __call__(self, shard: int) -> _Range:
+        (values,) = self._scores.read_shard(shard, self._name)
+        return _Range(float(np.fmin.reduce(values, initial=math.inf)), float(np.fmax.reduce(values, initial=-math.inf)))
+
+
+class _Counts:
+    """Counts the values of a score in a shard between edges."""
+
+    def __init__(self, scores: Scores, name: str, edges: Float64[np.ndarray, "bins+1"]) -> None:
+        self._scores, self._name, self._edges = scores, name, edges
+
+    def __call__(self, shard: int) -> Int64[np.ndarray, "bins"]:
+        (values,) = self._scores.read_shard(shard, self._name)
+        return np.histogram(values[~np.isnan(values)].astype(np.float64), self._edges)[0]
+
+
+def top_list(scores: Scores, name: str, size: int, histogram: Histogram, fold: Fold = fold_here) -> TopK:
+    """Find the `size` rows of largest score, best first; see `top_lists`."""
+    return top_lists(scores, {name: size}, {name: histogram}, fold)[name]
+
+
+def top_lists(
+    scores: Scores, sizes: Mapping[str, int], histograms: Mapping[str, Histogram], fold: Fold = fold_here
+) -> dict[str, TopK]:
+    """Find the rows of largest score, best first, of several scores in one pass.
+
+    The histograms tell beforehand which values can be in a list, so that each shard gives only those and hardly any
     list is merged.
     """
-    if size == 0:
-        return TopK.zero(0)
-    floor = _floor(histogram, size)
-    best, rows, kept, waiting = TopK.zero(size), [np.zeros(0, np.int64)], [np.zeros(0, np.float32)], 0
-    for shard in range(scores.shards):
-        start, stop = scores.bounds(shard)
-        values = scores.read(name, start, stop)
-        near = np.flatnonzero(values >= floor)
-        rows.append(near + start)
-        kept.append(values[near])
-        waiting += len(near)
+    floors = {name: (size, _floor(histograms[name], size)) for name, size in sizes.items() if size}
+    found = fold(_Tops, (scores, floors), range(scores.shards) if floors else [], "list scores") or {}
+    none = {name: TopK.zero(size) for name, size in sizes.items()}
+    return none | {name: TopK.of(near.size, near.rows, near.scores) for name, near in found.items()}
+
+
+class _Tops:
+    """Lists the rows of a shard that can be in the top lists of the survey."""
+
+    def __init__(self, scores: Scores, floors: Mapping[str, tuple[int, float]]) -> None:
+        self._scores, self._floors = scores, floors
+
+    def __call__(self, shard: int) -> ByName:
+        start, _ = self._scores.bounds(shard)
+        found = ByName()
+        for name, (size, floor) in self._floors.items():
+            (values,) = self._scores.read_shard(shard, name)
+            near = np.flatnonzero(values >= floor)
+            found[name] = _Near(size, near + start, values[near])
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Near:
+    """What may be in a top list, in no order: to sort it once is enough."""
+
+    size: int
+    rows: Int64[np.ndarray, "n"]
+    scores: Float32[np.ndarray, "n"]
+
+    def __add__(self, other: "_Near") -> "_Near":
+        rows, scores = np.concatenate([self.rows, other.rows]), np.concatenate([self.scores, other.scores])
         # Where the histogram cannot tell (it knows no negative values), what waits is cut down from time to time.
-        if waiting > max(_WAITING, 4 * size):
-            best += TopK.of(size, np.concatenate(rows), np.concatenate(kept))
-            rows, kept, waiting = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)], 0
-    return best + TopK.of(size, np.concatenate(rows), np.concatenate(kept))
+        if len(rows) <= max(_WAITING, 4 * self.size):
+            return _Near(self.size, rows, scores)
+        top = TopK.of(self.size, rows, scores)
+        return _Near(self.size, top.rows, top.scores)
 
 
 def _floor(histogram: Histogram, size: int) -> float:
@@ -205,14 +287,28 @@ def _floor(histogram: Histogram, size: int) -> float:
     return float(Histogram.edges()[lowest]) if lowest > 0 else -math.inf
 
 
-def ranks(scores: Scores, name: str, values: Shaped[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
-    """Give the rank of each value among all scored spectra: 1 + the number of larger scores; 0 of NaN."""
-    larger = np.zeros(len(values), np.int64)
-    for shard in range(scores.shards):
-        known = scores.read(name, *scores.bounds(shard))
-        known = np.sort(known[~np.isnan(known)])
-        larger += len(known) - np.searchsorted(known, values, side="right")
-    return np.where(np.isnan(values), 0, larger + 1)
+def ranks(
+    scores: Scores, values: Mapping[str, Shaped[np.ndarray, "m"]], fold: Fold = fold_here
+) -> dict[str, Int64[np.ndarray, "m"]]:
+    """Give the rank of each value of some scores among all scored spectra: 1 + the number of larger ones; 0 of NaN."""
+    larger = fold(_Larger, (scores, values), range(scores.shards), "rank scores") or {}
+    none = {name: np.zeros(len(some), np.int64) for name, some in values.items()}
+    return {name: np.where(np.isnan(some), 0, (none | larger)[name] + 1) for name, some in values.items()}
+
+
+class _Larger:
+    """Counts the scores of a shard that are larger than each of some values."""
+
+    def __init__(self, scores: Scores, values: Mapping[str, Shaped[np.ndarray, "m"]]) -> None:
+        self._scores, self._values = scores, values
+
+    def __call__(self, shard: int) -> ByName:
+        found = ByName()
+        for name, values in self._values.items():
+            (known,) = self._scores.read_shard(shard, name)
+            known = np.sort(known[~np.isnan(known)])
+            found[name] = len(known) - np.searchsorted(known, values, side="right")
+        return found
 
 
 def overlap(tops: Mapping[str, TopK]) -> Float64[np.ndarray, "k k"]:

@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float64, Int64
 
 from distspec.errors import LayoutError
 from distspec.results.explanations import region_of_pixel
-from distspec.results.scores import Scores, distributions, list_length, top_list
+from distspec.results.scores import Fold, Scores, distributions, fold_here, list_length, top_lists
 from distspec.spectra.segments import edges_of, fold
-from distspec.statistics.summaries import Histogram
+from distspec.statistics.summaries import ByName, Histogram
 from distspec.store import Layer, SpectraStore
 
 __all__ = ["Pointing", "Recovery", "has_truth", "pointing", "recovery", "truth_windows"]
@@ -59,7 +59,11 @@ class Recovery:
 
 
 def recovery(
-    store: SpectraStore, scores: Scores, fraction: float = 0.02, histograms: dict[str, Histogram] | None = None
+    store: SpectraStore,
+    scores: Scores,
+    fraction: float = 0.02,
+    histograms: dict[str, Histogram] | None = None,
+    fold: Fold = fold_here,
 ) -> Recovery:
     """Count the planted spectra in each score's top list.
 
@@ -68,23 +72,43 @@ def recovery(
         scores: its scores, NaN for what is set aside.
         fraction: length of the top lists, as a share of the scored spectra.
         histograms: `distributions` of the scores, if known already.
+        fold: adds up over shards.
 
     Raises:
         LayoutError: the store holds no truth.
     """
     _require_truth(store)
-    histograms = distributions(scores) if histograms is None else histograms
-    kinds = store.column("anomaly")
-    usable = np.concatenate([store.status(*store.base.bounds(shard)) == 0 for shard in range(store.shards)])
-    names = [str(kind) for kind in np.unique(kinds[kinds != ""])]
-    size = list_length(int(usable.sum()), fraction)
+    histograms = distributions(scores, fold) if histograms is None else histograms
+    counts = fold(_Planted, (store,), range(store.shards), "planted spectra") or {}
+    names = sorted(kind for kind, _ in counts if kind)
+    names = list(dict.fromkeys(names))
+    size = list_length(sum(count for (_, usable), count in counts.items() if usable), fraction)
+    tops = top_lists(scores, dict.fromkeys(scores.names, size), histograms, fold)
     found = {}
-    for score in scores.names:
-        top = kinds[top_list(scores, score, size, histograms[score]).rows]
-        found[score] = {kind: int((top == kind).sum()) for kind in names}
-    planted = {kind: int((usable & (kinds == kind)).sum()) for kind in names}
-    set_aside = {kind: int((~usable & (kinds == kind)).sum()) for kind in names}
+    for score, top in tops.items():
+        kinds = store.column("anomaly", top.rows)
+        found[score] = {kind: int((kinds == kind).sum()) for kind in names}
+    planted = {kind: counts.get((kind, True), 0) for kind in names}
+    set_aside = {kind: counts.get((kind, False), 0) for kind in names}
     return Recovery(fraction, size, planted, set_aside, found)
+
+
+class _Planted:
+    """Counts the spectra of a shard by what was planted in them (empty for nothing) and whether they are usable."""
+
+    def __init__(self, store: SpectraStore) -> None:
+        self._store = store
+
+    def __call__(self, shard: int) -> ByName:
+        start, stop = self._store.base.bounds(shard)
+        kinds, usable = self._store.column("anomaly", np.arange(start, stop)), self._store.status(start, stop) == 0
+        return ByName(
+            {
+                (str(kind), state): int(((kinds == kind) & (usable == state)).sum())
+                for kind in np.unique(kinds)
+                for state in (True, False)
+            }
+        )
 
 
 @dataclass(frozen=True)

@@ -71,12 +71,13 @@ class ActorWorker:
         try:
             if self._work is None or job != self._job:
                 self.rest()
-                folder, variables, factory, arguments = cloudpickle.loads(job)
+                folder, variables, inner = cloudpickle.loads(job)
                 # Relative paths in the settings mean the same for every worker as for the driver.
                 _enter(folder)
                 self._before = {name: os.environ.get(name) for name in variables}
                 _set_variables(variables)
-                self._job, self._work = job, Prepared(factory, arguments)
+                # Only now: what is in it may open a store, by these variables.
+                self._job, self._work = job, Prepared(*cloudpickle.loads(inner))
             method, rest = cloudpickle.loads(call)
             result = apply_work(self._work, *rest, method=method)
         except DistspecError as error:

@@ -27,7 +27,7 @@ from ray.exceptions import RayError, RayTaskError
 from distspec.config import Needs, Runtime
 from distspec.errors import DistspecError, DistspecWarning, ShardError
 from distspec.runtime.actors import Prepared, Work, apply_work, unpack
-from distspec.runtime.cluster import cluster_has, environment, workers_of
+from distspec.runtime.cluster import cluster_has, connect, environment, workers_of
 from distspec.runtime.pool import Worker, give_back, take
 from distspec.runtime.progress import progress
 
@@ -83,7 +83,7 @@ def map_items(
     *,
     needs: Needs = Needs(),
     cut: Cut | None = None,
-    here: bool = False,
+    here: bool | None = None,
 ) -> Iterator[Any]:
     """Apply work to items, usually one a shard, in workers.
 
@@ -95,8 +95,8 @@ def map_items(
         label: what the progress bar says.
         needs: what each worker takes of the cluster.
         cut: how an item is cut into rows, of work that can be.
-        here: do it in this process, as a single item that cannot be cut is anyway: for work that takes less than the
-            start of a worker.
+        here: do it in this process: for work that takes less than the start of a worker. None does so with a single
+            item that cannot be cut and takes no GPU; False never does, for what would take too much of the driver.
 
     Yields:
         The results, in the order in which they come.
@@ -107,11 +107,12 @@ def map_items(
     """
     if not items:
         return
-    if here or (len(items) == 1 and not needs.gpus and cut is None):
+    if here or (here is None and len(items) == 1 and not needs.gpus and cut is None):
         work = Prepared(factory, arguments)
         yield from progress((apply_work(work, item) for item in items), len(items), label)
         return
-    job = os.getcwd(), environment(settings), factory, arguments
+    connect(settings)
+    job = os.getcwd(), environment(settings), cloudpickle.dumps((factory, arguments))
     spread = _Spread(cloudpickle.dumps(job), items, settings, label, needs, cut)
     try:
         yield from progress(spread.results(), len(items), label)

@@ -16,8 +16,9 @@ from distspec.errors import StoreNotFoundError
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.facts import Facts
 from distspec.results.layout import model_folder, score_layer
-from distspec.results.scores import Scores, distributions
+from distspec.results.scores import Fold, Scores, distributions
 from distspec.runtime.cluster import connect
+from distspec.runtime.passes import folding
 from distspec.runtime.tracking import Run
 from distspec.statistics.summaries import Histogram
 from distspec.store import Layer, SpectraStore
@@ -185,7 +186,11 @@ class Job:
     @cached_property
     def distributions(self) -> dict[str, Histogram]:
         """How each of all scores is distributed; one pass, whoever asks."""
-        return distributions(self.all_scores)
+        return distributions(self.all_scores, self.fold("report"))
+
+    def fold(self, stage: str) -> Fold:
+        """Give what adds up over shards, in workers as a stage has them."""
+        return folding(self.experiment.runtime, stage)
 
     @property
     def scored(self) -> int:

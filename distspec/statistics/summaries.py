@@ -4,7 +4,7 @@ Each summary has an empty value, is made from a batch, and is merged with `+`. `
 results are equal in every bit whatever the cut. `row_median` and `row_mean` reduce the other axis, so need no merging.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,13 @@ class Moments:
     def variance(self) -> Float64[np.ndarray, "columns"]:
         """Population variance; 0 where nothing was counted."""
         return np.asarray(np.divide(self.deviation, self.weight, out=np.zeros_like(self.weight), where=self.weight > 0))
+
+
+class ByName(dict[Any, Any]):
+    """Summaries by name, which are added name by name; a name that one of two lacks is taken from the other."""
+
+    def __add__(self, other: Mapping[Any, Any]) -> "ByName":
+        return ByName(self | {name: self[name] + more if name in self else more for name, more in other.items()})
 
 
 @dataclass(frozen=True, eq=False)

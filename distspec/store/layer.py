@@ -19,7 +19,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from distspec.errors import LayoutError, PartialShardError, StoreError, StoreNotFoundError
-from distspec.store.places import place_of
+from distspec.store.places import absolute, open_place, place_of
 from distspec.store.shard_files import ShardFiles, shard_files
 
 __all__ = ["SCHEMA", "Fields", "Layer", "create_layer", "field_of", "group_of", "layer_group", "open_layer"]
@@ -40,6 +40,10 @@ _SHARDED_BYTES = 1 << 22
 def field_of(values: Shaped[np.ndarray, "n ..."]) -> tuple[str, tuple[int, ...]]:
     """Describe an array as a field: its dtype (text becomes "string") and its shape behind the leading axis."""
     return ("string" if values.dtype.kind in "UOT" else values.dtype.str.lstrip("<|="), values.shape[1:])
+
+
+def _open_again(address: str, name: str) -> "Layer":
+    return Layer(zarr.open_group(open_place(address, write=False), mode="r", use_consolidated=False), name)
 
 
 class Layer:
@@ -67,6 +71,10 @@ class Layer:
         self._readers: dict[str, Any] = {}
         self._direct: dict[str, ShardFiles | None] = {}
         self._set_parts(meta["parts"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its address, to be read: what travels to a worker is short, and is opened there.
+        return _open_again, (absolute(place_of(self._group)), self.name)
 
     def _set_parts(self, parts: Sequence[int]) -> None:
         self.parts = tuple(int(rows) for rows in parts)

@@ -67,6 +67,11 @@ def clear(store: Any) -> None:
     sync(store.clear())
 
 
+def absolute(place: str) -> str:
+    """Give a URL as it is, and a path from the root: the same for a process in another folder."""
+    return place if "://" in place else str(Path(place).resolve())
+
+
 def place_of(where: Any) -> str:
     """Give the path or URL of a store or of a group in it, for people and for opening it again."""
     if isinstance(where, zarr.Group):

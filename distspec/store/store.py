@@ -29,7 +29,7 @@ from distspec.spectra import Columns, Spectra, WaveGrid
 from distspec.store.frozen import SAMPLE_FIELDS, SAMPLE_LAYER, SampleRecord, Statistics
 from distspec.store.inventory import Inventory, read_inventory, write_inventory
 from distspec.store.layer import SCHEMA, Fields, Layer, create_layer, group_of, layer_group, open_layer
-from distspec.store.places import clear, has, names_in, open_place, place_of
+from distspec.store.places import absolute, clear, has, names_in, open_place, place_of
 from distspec.store.shard_files import use_threads
 
 __all__ = ["SpectraStore", "StoreSpec", "limit_threads"]
@@ -164,7 +164,11 @@ class SpectraStore:
     @property
     def address(self) -> str:
         """The store's URL, or its path from the root: the same for a process in another folder."""
-        return self.path if "://" in self.path else str(Path(self.path).resolve())
+        return absolute(self.path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its address, to be read.
+        return SpectraStore.open, (self.address,)
 
     @property
     def rows(self) -> int:

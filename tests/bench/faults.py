@@ -116,12 +116,11 @@ def tried(folder: Path, stage: str, fault: str) -> dict[str, Any]:
     # Ray's own watch over memory, set so that a few gigabytes more than what is taken now are too much.
     memory = psutil.virtual_memory()
     threshold = min(0.95, 1 - memory.available / memory.total + 3e9 / memory.total)
-    environment = os.environ | {
-        "RAY_memory_usage_threshold": f"{threshold:.3f}",
-        "RAY_memory_monitor_refresh_ms": "250",
-    }
+    watch = {"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_memory_monitor_refresh_ms": "250"}
+    environment = ENVIRONMENT | (watch if fault == "memory" else {})
+    options: dict[str, Any] = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": 400, "check": False}
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+        ended = subprocess.run(command, env=environment, **options)
     except subprocess.TimeoutExpired:
         return {"seconds": 400.0, "error": "did not end in 400 s"}
     if ended.returncode:

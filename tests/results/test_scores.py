@@ -101,8 +101,8 @@ def test_a_list_of_nothing_is_empty(scores: Scores) -> None:
 def test_ranks_count_the_larger_ones(scores: Scores, values: np.ndarray) -> None:
     asked = values[[6, 5, 100, 101]]
     expected = [1 + int((values > value).sum()) for value in asked]
-    np.testing.assert_array_equal(ranks(scores, "a", asked), expected)
-    assert ranks(scores, "a", np.array([np.nan], np.float32)).tolist() == [0]  # no rank, and not the first
+    np.testing.assert_array_equal(ranks(scores, {"a": asked})["a"], expected)
+    assert ranks(scores, {"a": np.array([np.nan], np.float32)})["a"].tolist() == [0]  # no rank, and not the first
 
 
 def test_overlap_is_the_share_in_common() -> None:

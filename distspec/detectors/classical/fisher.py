@@ -184,6 +184,14 @@ class FisherDetector:
         """
         raise ValueError(f"{self!r} needs no look; call `score`")
 
+    def summary(self, arrays: Arrays) -> Any:
+        """Refuse.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"{self!r} needs no look; call `score`")
+
     def learn(self, summary: Any) -> Self:
         """Refuse: there is nothing to learn.
 

@@ -45,6 +45,10 @@ class LeafCounts:
     def __add__(self, other: "LeafCounts") -> "LeafCounts":
         return LeafCounts(self.leaves + other.leaves, self.spectra + other.spectra)
 
+    def to_arrays(self) -> Arrays:
+        """Give both by name."""
+        return {"leaves": self.leaves, "spectra": np.array(self.spectra)}
+
 
 class UnsupervisedForest:
     """Dissimilarity of a spectrum to many others, between 0 and 1; NaN for a spectrum without a good pixel.
@@ -170,6 +174,10 @@ class UnsupervisedForest:
             leaves = self.trees.leaves(self.features(spectra[start : start + ROWS]))
             counts += np.bincount(leaves.ravel(), minlength=len(counts))
         return LeafCounts(counts[self._good], len(spectra))
+
+    def summary(self, arrays: Arrays) -> LeafCounts:
+        """Give the counts again."""
+        return LeafCounts(arrays["leaves"], int(arrays["spectra"]))
 
     def learn(self, summary: LeafCounts) -> Self:
         """Freeze the counts of the whole survey.

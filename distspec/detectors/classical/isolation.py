@@ -112,6 +112,14 @@ class IsolationDetector:
         """
         raise ValueError(f"{self!r} needs no look; call `score`")
 
+    def summary(self, arrays: Arrays) -> Any:
+        """Refuse.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"{self!r} needs no look; call `score`")
+
     def learn(self, summary: Any) -> Self:
         """Refuse.
 

@@ -118,6 +118,10 @@ class PcaDetector:
             rarity += Rarity.of(self._chi2(spectra[rows]))
         return rarity
 
+    def summary(self, arrays: Arrays) -> CoMoments | Rarity:
+        """Give the sums or the counts again."""
+        return Rarity(arrays["counts"]) if "counts" in arrays else CoMoments.from_arrays(arrays)
+
     def learn(self, summary: CoMoments | Rarity) -> Self:
         """Take in what a whole look gave: find the components, or freeze the distribution of chi2.
 

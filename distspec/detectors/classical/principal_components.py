@@ -1,6 +1,6 @@
 """Principal components from sums that add up, and the projection of spectra of which some pixels are masked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -156,6 +156,20 @@ class CoMoments:
             self.product + other.product,
         )
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Give all numbers by name; of a matrix its lower triangle, row by row."""
+        arrays = {"rows": np.array(self.rows), "whole": np.array(self.whole), "count": self.count, "total": self.total}
+        arrays["product"] = _packed(self.product)
+        return arrays if self.pairs is None else arrays | {"pairs": _packed(self.pairs)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Take what `to_arrays` gave."""
+        pixels = len(arrays["total"])
+        pairs = _unpacked(arrays["pairs"], pixels) if "pairs" in arrays else None
+        rows, whole = int(arrays["rows"]), int(arrays["whole"])
+        return cls(rows, whole, pairs, arrays["count"], arrays["total"], _unpacked(arrays["product"], pixels))
+
     def mean(self, origin: Origin) -> Float64[np.ndarray, "pixels"]:
         """Give the mean flux over good pixels; that of the sample where no pixel was good."""
         return np.asarray(origin.shift + self.total / np.maximum(self.count, 1))
@@ -178,6 +192,20 @@ class CoMoments:
         lower = np.tril(lower)
         lower += np.tril(lower, -1).T
         return lower
+
+
+def _packed(matrix: Float64[np.ndarray, "pixels pixels"]) -> Float64[np.ndarray, "pairs"]:
+    return np.concatenate([matrix[row, : row + 1] for row in range(len(matrix))])
+
+
+def _unpacked(triangle: Float64[np.ndarray, "pairs"], pixels: int) -> Float64[np.ndarray, "pixels pixels"]:
+    # Column by column in memory, as BLAS leaves it; what stands above the diagonal is not looked at.
+    matrix = np.zeros((pixels, pixels), order="F")
+    start = 0
+    for row in range(pixels):
+        matrix[row, : row + 1] = triangle[start : start + row + 1]
+        start += row + 1
+    return matrix
 
 
 @dataclass(frozen=True, eq=False)

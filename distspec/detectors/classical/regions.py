@@ -167,6 +167,10 @@ class Rarity:
     def __add__(self, other: "Rarity") -> "Rarity":
         return Rarity(self.counts + other.counts)
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Give the counts by name."""
+        return {"counts": self.counts}
+
     @classmethod
     def _place(cls, values: Float64[np.ndarray, "n regions"]) -> Float64[np.ndarray, "n regions"]:
         """Give the fractional bin of each value."""

@@ -4,7 +4,9 @@ No pickle is written or read: trees, components and mixtures are arrays of numbe
 """
 
 import hashlib
+import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +20,17 @@ from distspec.config import AnyDetector
 from distspec.detectors import ClassicalDetector
 from distspec.detectors.classical import class_of
 from distspec.errors import CheckpointError
-from distspec.files import read_json, read_tensors, write_folder
+from distspec.files import read_json, read_tensors, write_file, write_folder
 from distspec.spectra import Spectra, WaveGrid
 
-__all__ = ["FieldDetector", "load_detector", "require_detector", "save_detector"]
+__all__ = [
+    "FieldDetector",
+    "load_detector",
+    "read_summary",
+    "require_detector",
+    "save_detector",
+    "write_summary",
+]
 
 SCHEMA: Final = 1
 
@@ -82,6 +91,30 @@ def require_detector(folder: str | Path, grid: WaveGrid, recipe: str) -> None:
     for what, mine, theirs in (("grid", text.get("grid"), grid.to_dict()), ("recipe", text.get("recipe"), recipe)):
         if mine != theirs:
             raise CheckpointError(f"{folder} was fitted on {what} {mine}, the store has {theirs}; fit on this store")
+
+
+def write_summary(path: Path, summary: Any) -> None:
+    """Write what a detector's look at some spectra gave; the file appears whole.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    stream = io.BytesIO()
+    np.savez(stream, **summary.to_arrays())
+    write_file(path, stream.getbuffer())
+
+
+def read_summary(path: Path, detector: ClassicalDetector) -> Any:
+    """Read what `write_summary` wrote for this detector.
+
+    Raises:
+        CheckpointError: it is absent or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return detector.summary({name: found[name] for name in found.files})
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} cannot be read ({_short(error)}); remove it, and detect again") from error
 
 
 class FieldDetector:

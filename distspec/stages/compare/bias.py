@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped
 
 from distspec.results.columns import EXPOSURES, PARTS, Columns
-from distspec.results.scores import Scores
+from distspec.results.scores import Fold, Scores, fold_here
 from distspec.statistics.significance import concentration, holm, uniformity
+from distspec.statistics.summaries import ByName
 from distspec.store import SpectraStore
 
 __all__ = ["Groups", "Holding", "SharedLabel", "find_groups", "measure_bias"]
@@ -60,7 +61,9 @@ def _scored(scores: Scores, shard: int) -> Bool[np.ndarray, "n"]:
 # --- properties ------------------------------------------------------------------------------------------------------
 
 
-def measure_bias(store: SpectraStore, scores: Scores, lists: Lists, properties: Sequence[str]) -> dict[str, Any]:
+def measure_bias(
+    store: SpectraStore, scores: Scores, lists: Lists, properties: Sequence[str], fold: Fold = fold_here
+) -> dict[str, Any]:
     """Test every list against every property, by the exact ranks of its members among all scored spectra.
 
     Whole numbers are ranked as such: those that name exposures may have more digits than a float.
@@ -70,6 +73,7 @@ def measure_bias(store: SpectraStore, scores: Scores, lists: Lists, properties: 
         scores: NaN for what is set aside.
         lists: rows by score.
         properties: names of columns of numbers.
+        fold: adds up over shards.
 
     Returns:
         Plain values for JSON: `properties`, each with the number of scored spectra of which it is `known`, and `tests`:
@@ -79,30 +83,39 @@ def measure_bias(store: SpectraStore, scores: Scores, lists: Lists, properties: 
     rows = np.unique(np.concatenate(list(lists.values())))
     taken = {name: _read(store, name, rows) for name in properties}
     values = {name: np.unique(column[_known(column)]) for name, column in taken.items()}
-    below, upto = ({name: np.zeros(len(found), np.int64) for name, found in values.items()} for _ in range(2))
-    total = dict.fromkeys(properties, 0)
-    for shard in range(scores.shards):
-        scored = _scored(scores, shard)
-        for name, distinct in values.items():
-            column = _read(store, name, slice(*scores.bounds(shard)))
-            column = np.sort(column[scored & _known(column)])
-            below[name] += np.searchsorted(column, distinct, "left")
-            upto[name] += np.searchsorted(column, distinct, "right")
-            total[name] += len(column)
+    found = fold(_Standing, (store, scores, values), range(scores.shards), "properties") if properties else {}
+    total = {name: int(found[name][0, -1]) for name in properties}
     tests: list[dict[str, Any]] = []
     for name in properties:
         for score, members in lists.items():
             column = taken[name][np.searchsorted(rows, members)]
             place = np.searchsorted(values[name], column[_known(column)])
             if len(place) >= _FEWEST:
-                ranks = below[name][place]
-                told = uniformity(ranks, total[name], upto[name][place] - ranks).to_dict()
+                ranks, upto = found[name][:, place]
+                told = uniformity(ranks, total[name], upto - ranks).to_dict()
                 tests.append({"score": score, "property": name, "members": len(place), **told})
     corrected = holm(np.array([test["p"] for test in tests], np.float64)).tolist()
     return {
         "properties": [{"name": name, "known": total[name]} for name in properties],
         "tests": [test | {"corrected": p} for test, p in zip(tests, corrected, strict=True)],
     }
+
+
+class _Standing:
+    """Counts, in a shard, the scored spectra below and up to each of some values of each property, and all of them."""
+
+    def __init__(self, store: SpectraStore, scores: Scores, values: Mapping[str, Shaped[np.ndarray, "_"]]) -> None:
+        self._store, self._scores, self._values = store, scores, values
+
+    def __call__(self, shard: int) -> ByName:
+        scored, rows = _scored(self._scores, shard), slice(*self._scores.bounds(shard))
+        found = ByName()
+        for name, distinct in self._values.items():
+            column = _read(self._store, name, rows)
+            column = np.sort(column[scored & _known(column)])
+            below, upto = (np.searchsorted(column, distinct, side) for side in ("left", "right"))
+            found[name] = np.array([[*below, len(column)], [*upto, len(column)]], np.int64)
+        return found
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------
@@ -190,7 +203,9 @@ class Groups:
         }
 
 
-def find_groups(store: SpectraStore, scores: Scores, lists: Lists, kinds: Sequence[Columns], asked: bool) -> Groups:
+def find_groups(
+    store: SpectraStore, scores: Scores, lists: Lists, kinds: Sequence[Columns], asked: bool, fold: Fold = fold_here
+) -> Groups:
     """Find exposures and parts of the instrument from which lists hold too many spectra.
 
     Arguments:
@@ -199,21 +214,14 @@ def find_groups(store: SpectraStore, scores: Scores, lists: Lists, kinds: Sequen
         lists: rows by score.
         kinds: of `exposure_columns`.
         asked: whether the first of these was named in the settings; else the first exposure that most spectra have.
+        fold: adds up over shards.
 
     References:
         `significance.concentration`: exact hypergeometric chances, corrected (Holm) for all labels.
     """
-    counts: dict[Columns, dict[str, int]] = {columns: {} for columns in kinds}
-    total = 0
-    for shard in range(scores.shards):
-        scored, rows = _scored(scores, shard), slice(*scores.bounds(shard))
-        total += int(scored.sum())
-        for columns, known in counts.items():
-            labels, place = _labels(store, columns, rows)
-            held = np.bincount(place[scored & (place >= 0)], minlength=len(labels))
-            for label, more in zip(labels.tolist(), held.tolist(), strict=True):
-                if more:
-                    known[label] = known.get(label, 0) + more
+    found_labels = fold(_Labels, (store, scores, tuple(kinds)), range(scores.shards), "exposures")
+    counts: dict[Columns, dict[str, int]] = {columns: found_labels[columns] for columns in kinds}
+    total = found_labels[()]
     used = _used(counts, total, asked)
     tests = max(1, len(used) * len(lists))
     found: dict[tuple[Columns, str], list[Holding]] = {}
@@ -230,6 +238,23 @@ def find_groups(store: SpectraStore, scores: Scores, lists: Lists, kinds: Sequen
     groups = [SharedLabel(*key, counts[key[0]][key[1]], tuple(holdings)) for key, holdings in found.items()]
     ordered = tuple(sorted(groups, key=lambda group: (group.p, group.columns, group.label)))
     return Groups({columns: len(counts[columns]) for columns in used}, tests, ordered)
+
+
+class _Labels:
+    """Counts the scored spectra of a shard by their labels of each kind, and, under no columns, all of them."""
+
+    def __init__(self, store: SpectraStore, scores: Scores, kinds: Sequence[Columns]) -> None:
+        self._store, self._scores, self._kinds = store, scores, kinds
+
+    def __call__(self, shard: int) -> ByName:
+        scored, rows = _scored(self._scores, shard), slice(*self._scores.bounds(shard))
+        found: ByName = ByName({(): int(scored.sum())})
+        for columns in self._kinds:
+            labels, place = _labels(self._store, columns, rows)
+            held = np.bincount(place[scored & (place >= 0)], minlength=len(labels))
+            told = zip(labels.tolist(), held.tolist(), strict=True)
+            found[columns] = ByName({label: more for label, more in told if more})
+        return found
 
 
 def _used(counts: Mapping[Columns, Mapping[str, int]], total: int, asked: bool) -> list[Columns]:

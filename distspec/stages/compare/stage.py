@@ -33,13 +33,11 @@ members, one count for each exposure. The mathematics stands in `statistics/over
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from distspec.config import ENSEMBLES, Experiment
 from distspec.errors import ConfigError, ShardError
@@ -47,7 +45,8 @@ from distspec.files import csv_text, write_folder
 from distspec.results import facts as on_disk
 from distspec.results.columns import Columns, exposure_columns, property_columns
 from distspec.results.layout import compare_folder, ensemble_folder, ensemble_layer
-from distspec.results.scores import Scores, joined_scores, top_list
+from distspec.results.scores import Fold, Scores, joined_scores, top_list, top_lists
+from distspec.runtime.passes import folding
 from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import map_items
 from distspec.stages.compare.bias import Groups, find_groups, measure_bias
@@ -57,7 +56,7 @@ from distspec.stages.compare.workers import EnsembleScorer
 from distspec.stages.stage import Comparison, Job, Products, Section, Stage, State, stage_run
 from distspec.statistics.ensembles import SurvivalFunction
 from distspec.statistics.overlap import ASSUMPTION, Joint, curve, estimate
-from distspec.statistics.summaries import Histogram
+from distspec.statistics.summaries import ByName, Histogram
 from distspec.store import Layer, SpectraStore
 
 __all__ = ["CompareStage", "compare", "compared_of"]
@@ -132,9 +131,10 @@ def compare(experiment: Experiment, store: SpectraStore, scores: Scores) -> Comp
     lineage = {"store": store.digest, "scores": ", ".join(chosen.key)}
     workers = store.rows > _HERE
     with stage_run(experiment, store, "compare", folder.name, lineage, workers=workers) as run:
-        survey = _take_survey(chosen)
-        ensembles = _join(experiment, store, chosen, survey)
-        facts, files = _compared(experiment, store, scores, chosen, survey, properties, kinds)
+        fold = folding(experiment.runtime, "compare")
+        survey = _take_survey(chosen, fold)
+        ensembles = _join(experiment, store, chosen, survey, fold)
+        facts, files = _compared(experiment, store, scores, survey, (properties, kinds), fold)
         written = on_disk.write(folder, "comparison.json", facts, files)
         run.metrics(_metrics(facts))
         run.summary(facts, "comparison.json")
@@ -205,53 +205,63 @@ class _Survey:
     def total(self) -> int:
         return int(self.scored.sum())
 
+    def __add__(self, other: "_Survey") -> "_Survey":
+        return _Survey(np.concatenate([self.scored, other.scored]), ByName(self.histograms) + other.histograms)
 
-def _take_survey(chosen: Scores) -> _Survey:
+
+def _take_survey(chosen: Scores, fold: Fold) -> _Survey:
     """Count what is scored.
 
     Raises:
         ShardError: a spectrum has one score and lacks another.
         ConfigError: fewer than two are scored.
     """
-    counts = np.zeros(chosen.shards, np.int64)
-    histograms = {name: Histogram.zero() for name in chosen.names}
-    for shard in range(chosen.shards):
-        known: Bool[np.ndarray, "n"] | None = None
-        for name, values in zip(chosen.names, chosen.read_shard(shard, *chosen.names), strict=True):
+    survey = fold(_Counter, (chosen,), range(chosen.shards), "count scores")
+    if survey is None or survey.total < 2:
+        scored = 0 if survey is None else survey.total
+        raise ConfigError(f"{scored} spectra are scored; expected two or more to compare lists of them")
+    return cast(_Survey, survey)
+
+
+class _Counter:
+    """Counts the scores of a shard."""
+
+    def __init__(self, chosen: Scores) -> None:
+        self._chosen = chosen
+
+    def __call__(self, shard: int) -> _Survey:
+        names, known = self._chosen.names, None
+        histograms = {}
+        for name, values in zip(names, self._chosen.read_shard(shard, *names), strict=True):
             mine = ~np.isnan(values)
             known = mine if known is None else known
             odd = np.flatnonzero(mine != known)
             if odd.size:
-                row = chosen.bounds(shard)[0] + int(odd[0])
-                raise ShardError(
-                    f"row {row} has only one of the scores {chosen.names[0]} and {name}; score and detect again"
-                )
-            histograms[name] += Histogram.of(values)
-            counts[shard] = mine.sum()
-    if counts.sum() < 2:
-        raise ConfigError(f"{counts.sum()} spectra are scored; expected two or more to compare lists of them")
-    return _Survey(counts, histograms)
+                row = self._chosen.bounds(shard)[0] + int(odd[0])
+                raise ShardError(f"row {row} has only one of the scores {names[0]} and {name}; score and detect again")
+            histograms[name] = Histogram.of(values)
+        return _Survey(np.array([0 if known is None else known.sum()], np.int64), histograms)
 
 
 def _compared(
     experiment: Experiment,
     store: SpectraStore,
     scores: Scores,
-    chosen: Scores,
     survey: _Survey,
-    properties: Sequence[str],
-    kinds: Sequence[Columns],
+    leanings: tuple[Sequence[str], Sequence[Columns]],
+    fold: Fold,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Make the content of comparison.json, and the tables beside it."""
-    settings = experiment.compare
+    settings, (properties, kinds) = experiment.compare, leanings
+    chosen = scores.only(list(survey.histograms))
     most, wanted = survey.total // 2, sorted({settings.top, *settings.sizes})
     g, bias = min(settings.top, most), min(settings.bias, survey.total)
     sizes = sorted({g, *(size for size in wanted if size <= most)})
-    tops = {name: top_list(chosen, name, max(*sizes, bias), survey.histograms[name]) for name in chosen.names}
+    tops = top_lists(chosen, dict.fromkeys(chosen.names, max(*sizes, bias)), survey.histograms, fold)
     joints = curve({name: top.rows for name, top in tops.items()}, sizes, survey.total)
     pairs = {size: _pairs(joint, survey.total) for size, joint in joints.items()}
     listed = {name: top.rows[:g] for name, top in tops.items()}
-    groups = find_groups(store, chosen, listed, kinds, asked=bool(settings.exposures))
+    groups = find_groups(store, chosen, listed, kinds, asked=bool(settings.exposures), fold=fold)
     leaning = {name: top.rows[:bias] for name, top in tops.items()}
     model = _model(scores)
     errors = None if model is None else measure_residuals(store, model, settings.errors)
@@ -267,7 +277,7 @@ def _compared(
         "pairs": pairs[g],
         "joint": joints[g].to_dict(),
         "curve": [{"g": size, **joint.to_dict()} for size, joint in joints.items()],
-        "bias": {"top": bias, **measure_bias(store, chosen, leaning, properties)},
+        "bias": {"top": bias, **measure_bias(store, chosen, leaning, properties, fold)},
         "groups": groups.to_dict(),
         "errors": None if errors is None else errors.facts,
         "ensembles": ensemble_layer(store.digest, chosen.layers, chosen.names),
@@ -344,7 +354,7 @@ def _errors_csv(store: SpectraStore, errors: Residuals | None) -> bytes:
 # --- ensembles -------------------------------------------------------------------------------------------------------
 
 
-def _join(experiment: Experiment, store: SpectraStore, chosen: Scores, survey: _Survey) -> Layer:
+def _join(experiment: Experiment, store: SpectraStore, chosen: Scores, survey: _Survey, fold: Fold) -> Layer:
     """Write the layer of the ensembles, or what is left of it."""
     name = ensemble_layer(store.digest, chosen.layers, chosen.names)
     attributes = {"scores": list(ENSEMBLES), "of": chosen.names, "layers": list(chosen.key)}
@@ -356,7 +366,7 @@ def _join(experiment: Experiment, store: SpectraStore, chosen: Scores, survey: _
     if not (folder / _SURVIVORS).is_file():
         arrays: dict[str, Any] = {}
         for score in chosen.names:
-            found = _distribution(chosen, score, survey)
+            found = _distribution(chosen, score, survey, fold)
             arrays |= {f"{score}.edges": found.edges, f"{score}.counts": found.counts}
         stream = io.BytesIO()
         np.savez_compressed(stream, **arrays)
@@ -369,23 +379,47 @@ def _join(experiment: Experiment, store: SpectraStore, chosen: Scores, survey: _
     return layer
 
 
-def _distribution(chosen: Scores, name: str, survey: _Survey) -> SurvivalFunction:
+def _distribution(chosen: Scores, name: str, survey: _Survey, fold: Fold) -> SurvivalFunction:
     """Count a score at its values: all of a small survey, else those of every so many-th spectrum and of the top."""
     total = survey.total
     step = 1 if total <= _EXACT else -(-total // _SAMPLE)
     first = np.concatenate([[0], survey.scored.cumsum()[:-1]])
-    sample = []
-    for shard, known in _known_values(chosen, name):
-        # By the spectrum's number among the scored ones: where shards begin changes nothing.
-        sample.append(known[-first[shard] % step :: step])
+    shards = range(chosen.shards)
+    sample = fold(_Thinned, (chosen, name, first, step), shards, "sample scores").values
     if step > 1:
-        sample.append(top_list(chosen, name, _TOP, survey.histograms[name]).scores)
-    edges = np.unique(np.concatenate(sample))
-    counts = (SurvivalFunction.count(edges, np.sort(known)) for _, known in _known_values(chosen, name))
-    return reduce(add, counts)
+        sample = np.append(sample, top_list(chosen, name, _TOP, survey.histograms[name], fold).scores)
+    return cast(SurvivalFunction, fold(_Survivors, (chosen, name, np.unique(sample)), shards, "count scores"))
 
 
-def _known_values(chosen: Scores, name: str) -> Iterator[tuple[int, Float32[np.ndarray, "n"]]]:
-    for shard in range(chosen.shards):
-        (values,) = chosen.read_shard(shard, name)
-        yield shard, values[~np.isnan(values)]
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    values: Float32[np.ndarray, "n"]
+
+    def __add__(self, other: "_Sample") -> "_Sample":
+        return _Sample(np.concatenate([self.values, other.values]))
+
+
+class _Thinned:
+    """Takes every so many-th score of a shard, by the spectrum's number among all scored ones."""
+
+    def __init__(self, chosen: Scores, name: str, first: Int64[np.ndarray, "shards"], step: int) -> None:
+        self._chosen, self._name, self._first, self._step = chosen, name, first, step
+
+    def __call__(self, shard: int) -> _Sample:
+        # By that number: where shards begin changes nothing.
+        return _Sample(_known_values(self._chosen, self._name, shard)[-self._first[shard] % self._step :: self._step])
+
+
+class _Survivors:
+    """Counts the scores of a shard at and between the edges of their distribution."""
+
+    def __init__(self, chosen: Scores, name: str, edges: Float32[np.ndarray, "edges"]) -> None:
+        self._chosen, self._name, self._edges = chosen, name, edges
+
+    def __call__(self, shard: int) -> SurvivalFunction:
+        return SurvivalFunction.count(self._edges, np.sort(_known_values(self._chosen, self._name, shard)))
+
+
+def _known_values(chosen: Scores, name: str, shard: int) -> Float32[np.ndarray, "n"]:
+    (values,) = chosen.read_shard(shard, name)
+    return np.asarray(values[~np.isnan(values)])

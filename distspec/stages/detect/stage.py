@@ -36,7 +36,7 @@ in `detectors/classical/`.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,9 +48,10 @@ from distspec.detectors import classical
 from distspec.detectors.classical.saved import load_detector, require_detector, save_detector
 from distspec.errors import ConfigError
 from distspec.results.layout import detect_layer, detector_folder
+from distspec.runtime.passes import runs_of
 from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import Cut, map_items
-from distspec.stages.detect.workers import DetectorScorer, Grower, Piece, Summarizer
+from distspec.stages.detect.workers import DetectorScorer, Grower, Learner, Piece, Summarizer, look_file
 from distspec.stages.stage import Job, Products, Stage, State, stage_run
 from distspec.statistics.holdout import held_out, limited
 from distspec.statistics.summaries import Moments
@@ -62,6 +63,12 @@ _EXAMPLE: Final = '[{ kind = "pca" }, { kind = "forest" }]'
 
 _UNFINISHED: Final = ".unfinished"
 """Ending of the folder of a detector that still asks for looks."""
+
+_LOOK_RUNS: Final = 64
+"""Most runs of shards whose sums are kept on disk: with 7,781 pixels each takes 0.5 GB."""
+
+_FEW_PIXELS: Final = 2_000
+"""So few are a small matter for this process: 32 MB for a matrix of their pairs."""
 
 
 class DetectStage(Stage):
@@ -173,37 +180,27 @@ def _fit(
         if training[slice(*store.base.bounds(shard))].any()
     ]
     while True:
-        looking = {}
-        for name, folder in folders.items():
-            detector = load_detector(folder)[0]
-            if detector.looking:
-                looking[name] = detector
+        looking = [name for name, folder in folders.items() if load_detector(folder)[0].looking]
         if not looking:
             break
-        arguments = (store.path, {name: str(folders[name]) for name in looking})
-        total: dict[str, Any] = {}
-        label, needs = f"look ({', '.join(looking)})", experiment.runtime.needs("detect")
-        results = map_items(Summarizer, arguments, items, experiment.runtime, label, needs=needs)
-        for found in _in_order(results, [shard for shard, _ in items]):
-            total = {name: total[name] + found[name] if name in total else found[name] for name in found}
-        for name, detector in looking.items():
-            save_detector(detector.learn(total[name]), folders[name], store.recipe)
+        _look(experiment, store, [str(folders[name]) for name in looking], items)
     for name, folder in folders.items():
         # Renamed last: a folder without the ending is a detector that can score.
         shutil.rmtree(finished[name], ignore_errors=True)
         folder.replace(finished[name])
 
 
-def _in_order(results: Iterable[tuple[int, Any]], shards: Sequence[int]) -> Iterator[Any]:
-    """Give what is known of each shard in their order: a sum of floats depends on the order of its terms."""
-    early: dict[int, Any] = {}
-    left = iter(shards)
-    wanted = next(left, None)
-    for shard, found in results:
-        early[shard] = found
-        while wanted in early:
-            yield early.pop(wanted)
-            wanted = next(left, None)
+def _look(experiment: Experiment, store: SpectraStore, folders: Sequence[str], items: Sequence[Any]) -> None:
+    """Let detectors look at all training spectra and learn from it; runs that an interrupted look has left stay."""
+    runs = list(enumerate(runs_of(items, _LOOK_RUNS)))
+    missing = [(n, run) for n, run in runs if not all((Path(folder) / look_file(n)).is_file() for folder in folders)]
+    settings, needs = experiment.runtime, experiment.runtime.needs("detect")
+    for _ in map_items(Summarizer, (store.path, folders), missing, settings, "look", needs=needs):
+        pass
+    # What takes gigabytes with long spectra is no work for this process, which may be anywhere.
+    here = store.grid.pixels <= _FEW_PIXELS
+    for _ in map_items(Learner, (len(runs), store.recipe), folders, settings, "learn", needs=needs, here=here):
+        pass
 
 
 def _grow(

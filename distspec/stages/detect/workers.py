@@ -1,10 +1,13 @@
 """What workers of `distspec detect` do: fit pieces on the sample, summarize shards for a look, score shards.
 
-None of them knows another: pieces and summaries come together in the driver.
+Pieces of a fit come together in the driver; what a look gives stays where the detector is, and is added up in a worker.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from jaxtyping import Bool, Int64
 from distspec.config import AnyDetector
 from distspec.detectors import Arrays
 from distspec.detectors.classical import class_of
-from distspec.detectors.classical.saved import load_detector
+from distspec.detectors.classical.saved import load_detector, read_summary, save_detector, write_summary
 from distspec.errors import ConfigError, ShardError
 from distspec.store import SpectraStore
 
@@ -41,17 +44,54 @@ class Grower:
             raise ConfigError(f"detector {piece.detector.name!r} cannot be fitted: {error}") from error
 
 
+Looked = tuple[int, tuple[tuple[int, Bool[np.ndarray, "n"]], ...]]
+"""Number of a run of shards, and each of these with the rows to look at."""
+
+
 class Summarizer:
-    """Summarizes one shard after the other for the detectors that ask for it; lives in a worker."""
+    """Looks at one run of shards after the other, for the detectors that ask for it; lives in a worker.
 
-    def __init__(self, store: str, folders: dict[str, str]) -> None:
+    The sum over a run stays in the unfinished folder of its detector: a matrix of all pairs of pixels, as principal
+    components need it, is too much to pass through the driver.
+    """
+
+    def __init__(self, store: str, folders: Sequence[str]) -> None:
         self._store = SpectraStore.open(store)
-        self._detectors = {name: load_detector(folder)[0] for name, folder in folders.items()}
+        self._detectors = {folder: load_detector(folder)[0] for folder in folders}
 
-    def __call__(self, item: tuple[int, Bool[np.ndarray, "n"]]) -> tuple[int, dict[str, Any]]:
-        shard, training = item
-        spectra = self._store.read(shard)[training]
-        return shard, {name: detector.look(spectra) for name, detector in self._detectors.items()}
+    def __call__(self, run: Looked) -> int:
+        number, shards = run
+        total: dict[str, Any] = {}
+        for shard, training in shards:
+            spectra = self._store.read(shard)[training]
+            for folder, detector in self._detectors.items():
+                found = detector.look(spectra)
+                total[folder] = total[folder] + found if folder in total else found
+        for folder, summary in total.items():
+            write_summary(Path(folder) / look_file(number), summary)
+        return number
+
+
+class Learner:
+    """Adds up what a look found, in the order of the shards, and lets a detector learn from it; lives in a worker.
+
+    One run after the other, so that two of their sums are in memory.
+    """
+
+    def __init__(self, runs: int, recipe: str) -> None:
+        self._runs, self._recipe = runs, recipe
+
+    def __call__(self, folder: str) -> None:
+        place = Path(folder)
+        detector, _ = load_detector(folder)
+        total = reduce(add, (read_summary(place / look_file(number), detector) for number in range(self._runs)))
+        # The folder is replaced, and with it go the files of the look.
+        save_detector(detector.learn(total), folder, self._recipe)
+
+
+def look_file(number: int) -> str:
+    """Name the file of what a run of shards gave."""
+    return f"look-{number}.npz"
 
 
 class DetectorScorer:

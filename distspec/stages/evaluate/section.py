@@ -393,7 +393,7 @@ def truth_section(job: Job) -> Section:
     from distspec.sources.simulation.anomalies import ANOMALIES, STRONG
 
     scores, explanations = job.all_scores, job.have.explanations
-    found = recovery(job.store, scores, _RECOVERED, job.distributions)
+    found = recovery(job.store, scores, _RECOVERED, job.distributions, job.fold("report"))
     order = {kind: place for place, kind in enumerate(ANOMALIES)}
     truth = {
         "recovery": found,

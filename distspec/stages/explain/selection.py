@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from distspec.errors import ConfigError, DistspecWarning, SourceError
-from distspec.results.scores import Scores
-from distspec.statistics.summaries import TopK
+from distspec.results.scores import Fold, Scores, distributions, fold_here
+from distspec.results.scores import top_lists as largest
 from distspec.store import SpectraStore
 
 __all__ = ["SelectedRows", "by_ids", "name_of", "top_lists", "top_rows"]
@@ -31,27 +31,30 @@ class SelectedRows:
     rank: Int64[np.ndarray, "n k"]
 
 
-def top_rows(scores: Scores, name: str, fraction: float, limit: int) -> Int64[np.ndarray, "m"]:
-    """Give the rows of a score's top list, best first, shard by shard.
+def top_rows(
+    scores: Scores, names: Sequence[str], fraction: float, limit: int, fold: Fold = fold_here
+) -> list[Int64[np.ndarray, "m"]]:
+    """Give the rows of the top list of each of some scores, best first.
 
     Raises:
         ConfigError: nothing has a score.
     """
-    scored = 0
-    top = TopK.zero(limit)
-    for shard in range(scores.shards):
-        start, stop = scores.bounds(shard)
-        values = scores.read(name, start, stop)
-        scored += int((~np.isnan(values)).sum())
-        top += TopK.of(limit, np.arange(start, stop), values)
-    if scored == 0:
-        raise ConfigError(f"no spectrum of layer {scores.layer(name).name} has a score; there is nothing to explain")
-    return top.rows[: max(1, math.ceil(fraction * scored))]
+    histograms = distributions(scores.only(list(dict.fromkeys(names))), fold)
+    counts = {name: int(histogram.counts.sum()) for name, histogram in histograms.items()}
+    for name, scored in counts.items():
+        if scored == 0:
+            layer = scores.layer(name).name
+            raise ConfigError(f"no spectrum of layer {layer} has a score; there is nothing to explain")
+    sizes = {name: min(limit, max(1, math.ceil(fraction * scored))) for name, scored in counts.items()}
+    found = largest(scores, sizes, histograms, fold)
+    return [found[name].rows for name in names]
 
 
-def top_lists(scores: Scores, names: Sequence[str], fraction: float, limit: int) -> SelectedRows:
+def top_lists(
+    scores: Scores, names: Sequence[str], fraction: float, limit: int, fold: Fold = fold_here
+) -> SelectedRows:
     """Join the top lists of some scores; a spectrum that is in several is explained once, for all of them."""
-    lists = [top_rows(scores, name, fraction, limit) for name in names]
+    lists = top_rows(scores, names, fraction, limit, fold)
     joined = np.concatenate(lists)
     rows = joined[np.sort(np.unique(joined, return_index=True)[1])]
     return SelectedRows(rows, np.stack([_places(rows, one) for one in lists], axis=1))

@@ -62,6 +62,7 @@ from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import ascent_layer, explain_layer, lines_layer
 from distspec.results.lines import LineResults
 from distspec.results.scores import Scores
+from distspec.runtime.passes import folding
 from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import Cut, map_items
 from distspec.spectra.lines.tables import Indices, LineTable
@@ -220,7 +221,8 @@ def _chosen(experiment: Experiment, store: SpectraStore, scores: Scores) -> Sele
     settings = experiment.explain
     if settings.ids is not None:
         return by_ids(store, scores, settings.scores, settings.ids)
-    return top_lists(scores, settings.scores, settings.fraction, settings.limit)
+    fold = folding(experiment.runtime, "explain")
+    return top_lists(scores, settings.scores, settings.fraction, settings.limit, fold)
 
 
 def _layer_of(
@@ -415,8 +417,10 @@ def _rows_to_follow(
     settings, table = experiment.explain, Scores([scores])
     if settings.ids is not None:
         return by_ids(store, table, (DENSITY,), settings.ids).rows[: ascent.limit]
-    names = dict.fromkeys((DENSITY, *(name for name in settings.scores if name in scores.fields)))
-    rows = np.concatenate([top_rows(table, name, settings.fraction, settings.limit)[: ascent.limit] for name in names])
+    names = list(dict.fromkeys((DENSITY, *(name for name in settings.scores if name in scores.fields))))
+    fold = folding(experiment.runtime, "explain")
+    lists = top_rows(table, names, settings.fraction, settings.limit, fold)
+    rows = np.concatenate([one[: ascent.limit] for one in lists])
     return np.asarray(rows[np.sort(np.unique(rows, return_index=True)[1])])
 
 

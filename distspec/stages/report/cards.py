@@ -14,7 +14,7 @@ from distspec.results.ascents import Ascents
 from distspec.results.explanations import Explanations
 from distspec.results.figures.spectrum import Shown, spectrum_figure, way_figure
 from distspec.results.lines import LineResults
-from distspec.results.scores import Scores, ranks, top_list
+from distspec.results.scores import Fold, Scores, ranks, top_list
 from distspec.results.truth import has_truth, truth_windows
 from distspec.spectra.lines.changes import Change, changes
 from distspec.stages.stage import Job, Section
@@ -46,11 +46,12 @@ def rank(job: Job) -> Ranked:
     experiment, store, table, chosen = job.experiment, job.store, job.all_scores, job.experiment.report.score
     explained, ascents = Explanations(store, job.have.explanations, chosen), Ascents(job.have.ascents)
     size = max(experiment.report.table, experiment.report.spectra, explained.longest)
-    top = top_list(table, chosen, min(size, job.scored), job.distributions[chosen]).rows
+    fold = job.fold("report")
+    top = top_list(table, chosen, min(size, job.scored), job.distributions[chosen], fold).rows
     if experiment.explain.ids is not None and len(explained.rows):
         # Who names spectra wants to see these.
         top = explained.rows[np.argsort(-table.take(chosen, explained.rows), kind="stable")]
-    rows = _ranked(store, table, chosen, top, explained, ascents)
+    rows = _ranked(store, (table, chosen, fold), top, explained, ascents)
     lines = None if job.have.lines is None else LineResults(store, job.have.lines)
     _tell_lines(store, lines, rows[: max(experiment.report.table, experiment.report.spectra)])
     return Ranked(rows, explained, ascents)
@@ -106,17 +107,17 @@ def _kind_of_class(job: Job) -> str:
 
 def _ranked(
     store: SpectraStore,
-    scores: Scores,
-    chosen: str,
+    ranking: tuple[Scores, str, Fold],
     rows: Int64[np.ndarray, "m"],
     explained: Explanations,
     ways: Ascents,
 ) -> list[dict[str, Any]]:
     """Describe some rows; of equal scores those that come first have the smaller rank."""
+    scores, chosen, fold = ranking
     columns = {name: store.column(name, rows).tolist() for name in _COLUMNS}
     planted = store.column("anomaly", rows).tolist() if has_truth(store) else [None] * len(rows)
     values = {name: scores.take(name, rows) for name in scores.names}
-    standing = {name: ranks(scores, name, taken) for name, taken in values.items()}
+    standing = ranks(scores, values, fold)
     likeliest, regions = _likeliest(scores.layers[0], rows), _deciding(scores, rows)
     earlier: Counter[int] = Counter()
     described = []

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from distspec.errors import LayoutError, ShardError, StoreError
-from distspec.results.scores import Scores
+from distspec.results.scores import Fold, Scores, fold_here
 from distspec.spectra import Status, first_reasons
 from distspec.store import SpectraStore
 
@@ -43,6 +43,8 @@ class Census:
         scored_files: those with at least one scored spectrum.
         unreadable: spectra of files that could not be read, the first few.
         others: other spectra that are set aside, the first few.
+        keep: how many these are, at most.
+        first, last: name of the first and of the last file, and whether some of it is scored.
     """
 
     spectra: int
@@ -53,6 +55,27 @@ class Census:
     scored_files: int = 0
     unreadable: list[Aside] = field(default_factory=list)
     others: list[Aside] = field(default_factory=list)
+    keep: int = 100
+    first: tuple[str, bool] = ("", False)
+    last: tuple[str, bool] = ("", False)
+
+    def __add__(self, other: "Census") -> "Census":
+        """Join the census of the shards that follow; a file that goes on in them is one."""
+        (name, before), (following, after) = self.last, other.first
+        same = name == following
+        return Census(
+            self.spectra + other.spectra,
+            self.scored + other.scored,
+            self.set_aside + other.set_aside,
+            self.reasons + other.reasons,
+            self.files + other.files - same,
+            self.scored_files + other.scored_files - (same and before and after),
+            (self.unreadable + other.unreadable)[: self.keep],
+            (self.others + other.others)[: self.keep],
+            self.keep,
+            (self.first[0], self.first[1] or (same and self.files == 1 and after)),
+            (other.last[0], other.last[1] or (same and other.files == 1 and before)),
+        )
 
     @property
     def unreadable_count(self) -> int:
@@ -60,7 +83,7 @@ class Census:
         return self.reasons[Status.UNREADABLE.reasons[0]]
 
 
-def take_census(store: SpectraStore, scores: Scores, keep: int = 100) -> Census:
+def take_census(store: SpectraStore, scores: Scores, keep: int = 100, fold: Fold = fold_here) -> Census:
     """Count a store against its scores, shard by shard.
 
     Rows of one file lie one behind the other, as ingest writes them; files are counted by where the name changes.
@@ -69,6 +92,7 @@ def take_census(store: SpectraStore, scores: Scores, keep: int = 100) -> Census:
         store: the spectra.
         scores: their scores.
         keep: how many spectra set aside are named, of the unreadable and of the others.
+        fold: adds up over shards.
 
     Raises:
         LayoutError: the scores are those of another store.
@@ -77,30 +101,38 @@ def take_census(store: SpectraStore, scores: Scores, keep: int = 100) -> Census:
     """
     if scores.rows != store.rows:
         raise LayoutError(f"{scores.key[0]} has {scores.rows} rows, the store {store.rows}; score this store")
-    census = Census(store.rows)
-    given_up = scores.given_up()
-    last, last_scored = "", False
-    for shard in range(store.shards):
-        start, stop = store.base.bounds(shard)
-        status = store.status(start, stop)
-        usable = status == 0
-        lost = {row: why for row, why in given_up.items() if start <= row < stop and usable[row - start]}
-        usable[[row - start for row in lost]] = False
-        _require_agreement(scores, start, stop, usable)
-        census.reasons.update({GIVEN_UP: len(lost)} if lost else {})
-        _name_given_up(census, store, lost, keep)
-        census.scored += int(usable.sum())
-        census.set_aside += int((~usable).sum())
-        for reason, count in first_reasons(status).items():
-            census.reasons[Status[reason].reasons[0]] += count
-        last, last_scored = _count_files(census, store, start, stop, usable, last, last_scored)
-        _name_aside(census, store, np.arange(start, stop), status, keep)
-    if census.scored + census.set_aside != census.spectra or sum(census.reasons.values()) != census.set_aside:
+    census: Census = fold(_CensusTaker, (store, scores, keep), range(store.shards), "census") or Census(0)
+    if census.scored + census.set_aside != store.rows or sum(census.reasons.values()) != census.set_aside:
         raise StoreError(
             f"{census.scored} scored + {census.set_aside} set aside (reasons: {sum(census.reasons.values())}); "
-            f"the store has {census.spectra} rows; run `distspec score` again"
+            f"the store has {store.rows} rows; run `distspec score` again"
         )
     return census
+
+
+class _CensusTaker:
+    """Counts the spectra and files of a shard."""
+
+    def __init__(self, store: SpectraStore, scores: Scores, keep: int) -> None:
+        self._store, self._scores, self._keep = store, scores, keep
+        self._given_up = scores.given_up()
+
+    def __call__(self, shard: int) -> Census:
+        store, (start, stop) = self._store, self._store.base.bounds(shard)
+        status = store.status(start, stop)
+        usable = status == 0
+        lost = {row: why for row, why in self._given_up.items() if start <= row < stop and usable[row - start]}
+        usable[[row - start for row in lost]] = False
+        _require_agreement(self._scores, start, stop, usable)
+        scored = int(usable.sum())
+        census = Census(stop - start, scored, stop - start - scored, keep=self._keep)
+        census.reasons.update({GIVEN_UP: len(lost)} if lost else {})
+        _name_given_up(census, store, lost)
+        for reason, count in first_reasons(status).items():
+            census.reasons[Status[reason].reasons[0]] += count
+        _count_files(census, store, start, stop, usable)
+        _name_aside(census, store, np.arange(start, stop), status)
+        return census
 
 
 def _require_agreement(scores: Scores, start: int, stop: int, usable: Bool[np.ndarray, "n"]) -> None:
@@ -118,31 +150,22 @@ def _require_agreement(scores: Scores, start: int, stop: int, usable: Bool[np.nd
             raise error
 
 
-def _count_files(
-    census: Census, store: SpectraStore, start: int, stop: int, usable: Bool[np.ndarray, "n"], last: str, scored: bool
-) -> tuple[str, bool]:
-    """Count the files of a shard; the last one may go on in the next shard."""
+def _count_files(census: Census, store: SpectraStore, start: int, stop: int, usable: Bool[np.ndarray, "n"]) -> None:
+    """Count the files of a shard; the first and the last may go on in its neighbours."""
     names = store.base.read("columns/file", start, stop)
     begins = np.append(0, np.flatnonzero(names[1:] != names[:-1]) + 1)
     any_scored = np.logical_or.reduceat(usable, begins)
-    fresh = np.ones(len(begins), dtype=bool)
-    if start > 0 and names[0] == last:
-        fresh[0] = False
-        # Counted as scored already where an earlier shard scored some of it.
-        census.scored_files += int(any_scored[0] and not scored)
-        scored = scored or bool(any_scored[0])
-    census.files += int(fresh.sum())
-    census.scored_files += int((any_scored & fresh).sum())
-    return str(names[-1]), scored if len(begins) == 1 and not fresh[0] else bool(any_scored[-1])
+    census.files, census.scored_files = len(begins), int(any_scored.sum())
+    census.first, census.last = (str(names[0]), bool(any_scored[0])), (str(names[-1]), bool(any_scored[-1]))
 
 
 def _name_aside(
-    census: Census, store: SpectraStore, rows: Int64[np.ndarray, "n"], status: Int32[np.ndarray, "n"], keep: int
+    census: Census, store: SpectraStore, rows: Int64[np.ndarray, "n"], status: Int32[np.ndarray, "n"]
 ) -> None:
     """Name the spectra set aside, as long as there is room in the lists."""
     unreadable = (status & Status.UNREADABLE) != 0
     for named, chosen in ((census.unreadable, unreadable), (census.others, (status != 0) & ~unreadable)):
-        picked = np.flatnonzero(chosen)[: keep - len(named)]
+        picked = np.flatnonzero(chosen)[: census.keep - len(named)]
         if not picked.size:
             continue
         ids, files, notes = (store.column(name, rows[picked]) for name in ("id", "file", "note"))
@@ -151,8 +174,8 @@ def _name_aside(
             named.append(Aside(int(rows[position]), str(ids[index]), str(files[index]), reasons, str(notes[index])))
 
 
-def _name_given_up(census: Census, store: SpectraStore, lost: Mapping[int, str], keep: int) -> None:
-    rows = np.array(list(lost)[: keep - len(census.others)], np.int64)
+def _name_given_up(census: Census, store: SpectraStore, lost: Mapping[int, str]) -> None:
+    rows = np.array(list(lost)[: census.keep - len(census.others)], np.int64)
     if rows.size:
         ids, files = (store.column(name, rows) for name in ("id", "file"))
         for row, survey_id, file in zip(rows.tolist(), ids, files, strict=True):

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64
 from distspec.config import METRICS, RECONSTRUCTION, Simulate, metric_scores
 from distspec.detectors.neural.scores import DENSITY
 from distspec.results.figures.kit import COLORS, panel
-from distspec.results.scores import Scores, linear_histogram, list_length, overlap, top_list
+from distspec.results.scores import Fold, Scores, linear_histogram, list_length, overlap, top_lists
 from distspec.stages.score.census import take_census
 from distspec.stages.stage import Job, Section
 from distspec.statistics.summaries import Histogram
@@ -38,20 +38,21 @@ def sections(job: Job) -> Iterator[Section]:
         ShardError: a spectrum is neither scored nor set aside, or both.
     """
     scores = job.all_scores
-    census = take_census(job.store, scores, _NAMED)
+    fold = job.fold("report")
+    census = take_census(job.store, scores, _NAMED, fold)
     piece = "block" if isinstance(job.experiment.ingest.source, Simulate) else "file"
     yield Section("counts", "Counts", "score/counts.html.jinja", {"census": census, "piece": piece})
-    distribution, figures = _distribution(scores, job.distributions, census.scored)
+    distribution, figures = _distribution(scores, job.distributions, census.scored, fold)
     shown = {"distribution": distribution, "names": scores.names}
     yield Section("scores", "Scores", "score/section.html.jinja", shown, figures)
 
 
 def _distribution(
-    scores: Scores, histograms: dict[str, Histogram], scored: int
+    scores: Scores, histograms: dict[str, Histogram], scored: int, fold: Fold
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Give the top lists' thresholds and overlap, and the figures of the distributions."""
     size = list_length(scored, _TOP)
-    tops = {name: top_list(scores, name, size, histogram) for name, histogram in histograms.items()}
+    tops = top_lists(scores, dict.fromkeys(histograms, size), histograms, fold)
     limits = {name: float(top.scores[-1]) if size else float("nan") for name, top in tops.items()}
     figures = {}
     for name, histogram in histograms.items():
@@ -59,7 +60,8 @@ def _distribution(
             figures[f"score-{name}"] = score_figure(name, histogram, limits[name])
         else:
             title = f"{name} (−log p, nats)" if name == DENSITY else name
-            figures[f"score-{name}"] = linear_figure(title, *linear_histogram(scores, name, _BARS), limits[name])
+            counted = linear_histogram(scores, name, _BARS, fold)
+            figures[f"score-{name}"] = linear_figure(title, *counted, limits[name])
     return {"fraction": _TOP, "size": size, "overlap": overlap(tops).tolist()}, figures
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,19 @@ import numpy as np
 import pytest
 
 from distspec.config import Experiment, Fisher, Forest, Isolation, Pca
-from distspec.detectors.classical.saved import load_detector, require_detector, save_detector
+from distspec.detectors.classical.pca import PcaDetector
+from distspec.detectors.classical.saved import (
+    load_detector,
+    read_summary,
+    require_detector,
+    save_detector,
+    write_summary,
+)
 from distspec.errors import CheckpointError, ConfigError, ShardError
 from distspec.pipeline import Products
 from distspec.results.layout import detector_folder
+from distspec.runtime import workers as runtime_workers
+from distspec.runtime.threads import one_thread
 from distspec.runtime.tracking import tracking_uri
 from distspec.spectra import Spectra, WaveGrid
 from distspec.stages.detect import stage as module
@@ -20,7 +31,7 @@ from distspec.stages.detect import workers
 from distspec.stages.detect.stage import detect, detections_of
 from distspec.statistics.holdout import held_out
 from distspec.store import SpectraStore
-from tests.conftest import make_store
+from tests.conftest import make_spectra, make_store
 from tests.support.small import contents, small
 
 FEW: list[dict[str, Any]] = [
@@ -124,12 +135,13 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_bytes(
         saved.append(folder)
         return save_detector(detector, folder, recipe)
 
-    monkeypatch.setattr(module, "save_detector", killed)
+    for place in (module, workers):
+        monkeypatch.setattr(place, "save_detector", killed)
     with pytest.raises(KeyboardInterrupt):
         detect(experiment, store)
     assert all(folder.name.endswith(".unfinished") for folder in (tmp_path / "out/detectors").iterdir())
     assert detections_of(experiment, store) == {}
-    monkeypatch.setattr(module, "save_detector", save_detector)
+    monkeypatch.undo()
     detect(experiment, store)
     assert contents(tmp_path / "out/detectors") == contents(Path(first.output) / "detectors")
 
@@ -228,7 +240,58 @@ def test_a_missing_detector_says_what_to_do(tmp_path: Path) -> None:
         load_detector(tmp_path / "none")
 
 
-def test_summaries_add_up_in_the_order_of_the_shards() -> None:
-    came = [(3, "d"), (0, "a"), (2, "c"), (5, "f")]
-    assert list(module._in_order(iter(came), [0, 2, 3, 5])) == ["a", "c", "d", "f"]
-    assert list(module._in_order(iter([]), [])) == []
+def test_what_a_look_gave_is_kept_to_the_last_bit(spectra: Spectra, tmp_path: Path) -> None:
+    detector = PcaDetector.assemble(Pca(components=3), spectra.grid, [PcaDetector.grow(Pca(), spectra, 0, 0)])
+    for _ in range(2):
+        found = detector.look(spectra)
+        write_summary(tmp_path / "look.npz", found)
+        again = read_summary(tmp_path / "look.npz", detector)
+        assert type(again) is type(found)
+        learned, same = detector.learn(found), detector.learn(again)
+        for name, values in learned.to_arrays().items():
+            np.testing.assert_array_equal(same.to_arrays()[name], values)
+        detector = learned
+    (tmp_path / "look.npz").write_bytes(b"PK no more")
+    with pytest.raises(CheckpointError, match="remove it, and detect again"):
+        read_summary(tmp_path / "look.npz", detector)
+
+
+@pytest.mark.slow
+def test_no_matrix_of_pairs_passes_through_the_driver_and_an_interrupted_look_goes_on(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = WaveGrid.between("log", 3600.0, 7400.0, 2_400)
+    rng = np.random.default_rng(0)
+    survey = make_store(tmp_path / "s.zarr", make_spectra(rng, grid, 96), shard_rows=8, chunk_rows=8)
+    experiment = small(tmp_path / "out", detect={"detectors": [{"kind": "pca", "components": 3}]})
+    passed: list[int] = []
+    unpack = runtime_workers.unpack
+
+    def counted(packed: bytes) -> Any:
+        passed.append(len(packed))
+        if len(passed) == 6:
+            raise KeyboardInterrupt
+        return unpack(packed)
+
+    monkeypatch.setattr(runtime_workers, "unpack", counted)
+    with pytest.raises(KeyboardInterrupt):
+        detect(experiment, survey)
+    left = list((tmp_path / "out/detectors").rglob("look-*.npz"))
+    assert left
+    detect(experiment, survey)
+    assert not list((tmp_path / "out/detectors").rglob("look-*.npz"))
+    # Two looks, the learning of each, and the scores of twelve shards; a matrix of pairs has 46 MB.
+    assert sum(passed) < 1_000 * survey.shards
+    # The plain sum, one shard after the other in this process.
+    kept, _ = load_detector(detector_folder(experiment, experiment.detect.detectors[0], survey.digest))
+    status, training = survey.status(), vars(module)["_training"](experiment, survey)
+    assert training.sum() < (status == 0).sum()
+    start = Pca.model_validate(experiment.detect.detectors[0].model_dump())
+    sample = survey.take(np.flatnonzero(training))
+    plain = PcaDetector.assemble(start, grid, [PcaDetector.grow(start, sample, experiment.seed, 0)])
+    with one_thread():
+        while plain.looking:
+            looks = [plain.look(survey.read(shard)[training[8 * shard : 8 * shard + 8]]) for shard in range(12)]
+            plain = plain.learn(reduce(add, looks))
+    for name, values in plain.to_arrays().items():
+        np.testing.assert_array_equal(kept.to_arrays()[name], values)

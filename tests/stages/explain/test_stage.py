@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from distspec.results.explanations import Explanations, RowExplanation
 from distspec.results.layout import ascent_layer, explain_layer
 from distspec.results.lines import LineResults
 from distspec.results.scores import Scores
+from distspec.runtime.workers import map_items
 from distspec.stages.explain import stage as explain_stage
 from distspec.stages.explain.stage import ascents_of, explain, explanations_of, ordinary_covariance
 from distspec.store import Layer, SpectraStore
@@ -191,7 +193,9 @@ def test_a_spectrum_that_fails_takes_no_other_with_it(
 
     (method,) = copied[0].explain.methods
     explainer = Failing(method, store.grid, 0)
+    # In this process, where that is what is built.
     monkeypatch.setattr("distspec.explainers.build", lambda *_, **__: explainer)
+    monkeypatch.setattr(explain_stage, "map_items", partial(map_items, here=True))
     path = Path(store.path).parent / "ids.txt"
     path.write_text("\n".join(store.column("id", usable).astype(str)))
     layer = explained_with(copied, ids=str(path))["lime"]
