@@ -19,7 +19,7 @@ __all__ = ["HERE", "RUNS", "fold", "folding", "in_order", "runs_of"]
 RUNS: Final = 256
 """Most runs that a pass is cut into."""
 
-HERE: Final = 64
+HERE: Final = 16
 """Most items that are summarized in this process."""
 
 
