@@ -42,7 +42,7 @@ def run(experiment: Experiment, only: str | None = None, say: Callable[[str], No
     Raises:
         DistspecError: the input, the settings or the output are refused.
     """
-    refuse_at_once(experiment.runtime, experiment.train.workers if only in (None, "train") else 0)
+    refuse_at_once(experiment.runtime, experiment.train.fewest if only in (None, "train") else 0)
     with _locked(experiment) as folder, _terminated_as_interrupt(), kept_workers():
         job = Job(experiment, stages=STAGES)
         stages = STAGES if only is None else _needed(only)

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, Tag
 
-from distspec.config.base import Count, Off, Positive
+from distspec.config.base import NUMBER, TABLE, Count, Either, Off, Positive, Span
 from distspec.config.models import AnyDensity, Architecture, Dense, Fit
 
 __all__ = ["Second", "Train"]
@@ -35,10 +35,31 @@ class Train(Fit):
     seed: Annotated[int, Field(ge=0)] | None = None
     """Seed of the first weights, the order of the spectra and the flow; none takes the experiment's. The validation set
     is drawn by the experiment's seed alone."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Ray Train workers; 0 trains in the driver's own process, which saves their start on one machine."""
+    workers: Annotated[
+        Annotated[int, Field(ge=0), Tag(NUMBER)] | Annotated[Span, Tag(TABLE)],
+        Either,
+    ] = 0
+    """Ray Train workers; 0 trains in the driver's own process, which saves their start on one machine. `{ min = 1,
+    max = 4 }` takes as many as the cluster has room for when it begins or has lost one, within these: batches are cut
+    into `max` shares, whose gradients are added up in their order, so that the weights are the same for any number of
+    workers; the density is then fitted by one of them."""
     gpu: bool = False
     """Train on GPUs: one for each worker, or the one of the driver's own process."""
     cache_gb: Annotated[float, Field(ge=0)] = 4.0
     """Spectra that fit in this much memory, on the GPU if there is one, are read once; others are read again in every
     epoch. The order is the same."""
+
+    @property
+    def fewest(self) -> int:
+        """Fewest workers that are wanted; 0 trains in the driver's process."""
+        return self.workers.min if isinstance(self.workers, Span) else self.workers
+
+    @property
+    def most(self) -> int:
+        """Most workers that are wanted."""
+        return self.workers.max if isinstance(self.workers, Span) else self.workers
+
+    @property
+    def shares(self) -> int:
+        """Shares that batches are cut into, however many workers there are; 0 gives each worker a batch of its own."""
+        return self.workers.max if isinstance(self.workers, Span) else 0

@@ -83,6 +83,8 @@ def model_folder(experiment: Experiment, store: str) -> Path:
     """Folder of the checkpoint that the training settings make from a store of this digest."""
     # The cache changes no weight; the number of workers does.
     settings = experiment.train.model_dump(mode="json", exclude={"cache_gb"})
+    if experiment.train.shares:
+        settings["workers"] = {"shares": experiment.train.shares}  # the fewest workers change no weight
     return Path(experiment.output) / "models" / digest(settings, experiment.seed, store)
 
 

@@ -2,5 +2,6 @@
 
 - `feed`: the training spectra of a store, every worker its own share.
 - `loop`: one loop for every network: steps, epochs, states to go on from.
+- `steps`: a step by one worker or many, or by shares whose sums do not depend on the workers.
 - `group`: who adds up over workers.
 """

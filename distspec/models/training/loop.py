@@ -8,24 +8,22 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from distspec.config import Fit
 from distspec.errors import ConfigError
 from distspec.files import read_tensors, write_folder
 from distspec.models.autoencoders.dense import Batch, Loss, Progress, TwoStage
+from distspec.models.training.steps import Batches, ByShares, Steps, steps_of
 
 __all__ = [
-    "Batches",
     "Epoch",
     "FitState",
     "Reconstruction",
@@ -44,20 +42,6 @@ steps' time in which there was no data."""
 _ONE_CYCLE_RISE = 0.3
 
 _ONE_CYCLE_START = 25.0
-
-
-class Batches(Protocol):
-    """What a network is fitted to; every worker has its own, with the same number of steps."""
-
-    steps: int
-
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        """Give the training batches of an epoch, on the device."""
-        ...
-
-    def validation_batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """Give the validation batches."""
-        ...
 
 
 class Reconstruction(nn.Module):
@@ -92,7 +76,7 @@ class Reconstruction(nn.Module):
 def fit(
     model: nn.Module,
     objective: nn.Module,
-    feed: Batches,
+    feed: Batches | ByShares,
     settings: Fit,
     state: Path,
     seed: int,
@@ -105,10 +89,10 @@ def fit(
         model: whose weights are fitted and kept.
         objective: holds the model; called with a batch and `progress`, it gives (total, count), whose sums over
             batches and workers divide to the loss.
-        feed: training and validation batches.
+        feed: training and validation batches of this worker, or of its shares.
         settings: optimizer, schedule, patience, precision.
         state: folder of the states.
-        seed: of dropout and of what else is random; each worker draws its own.
+        seed: of dropout and of what else is random; each worker, or share, draws its own.
         on_epoch: called on every worker when an epoch is done and kept.
         section: where these settings stand, for messages.
 
@@ -119,18 +103,16 @@ def fit(
         ConfigError: the loss is not finite.
         CheckpointError: the state cannot be written.
     """
-    group = dist.is_available() and dist.is_initialized()
-    rank = dist.get_rank() if group else 0
-    driven = _distributed(objective, _device(model)) if group else objective
+    driven = steps_of(objective, feed, _device(model))
     known = FitState.newest(state, model, _optimizer(model, settings))
     measured = time.perf_counter()
     for epoch in range(len(known.epochs), settings.epochs):
         if _stale(settings, known.epochs):
             break
-        # What is random in a resumed epoch is what it was in an unbroken run.
-        torch.manual_seed((seed * 1_000_003 + epoch) * 1_009 + rank)
-        numbers = _train_epoch(driven, known, feed, settings)
-        numbers["validation_loss"] = _validate(objective, known, feed, settings)
+        driven.begin(seed, epoch)
+        numbers = _train_epoch(driven, objective, known, feed.steps, settings)
+        sums = driven.add_up(driven.validate(Progress(epoch, settings.epochs), _device(model)))
+        numbers["validation_loss"] = float(sums[0] / sums[1].clamp_min(1))
         before, measured = measured, time.perf_counter()
         numbers["seconds"] = measured - before
         if not all(map(math.isfinite, numbers.values())):
@@ -140,7 +122,7 @@ def fit(
                 f"{section}.clip"
             )
         known.add(numbers, settings)
-        if rank == 0:
+        if driven.rank == 0:
             known.keep()
         on_epoch(numbers)
     if known.best:
@@ -203,11 +185,6 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _distributed(objective: nn.Module, device: torch.device) -> nn.Module:
-    ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
-
-
 def _optimizer(model: nn.Module, settings: Fit) -> torch.optim.Optimizer:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     kinds: dict[str, Any] = {"adam": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop, "sgd": torch.optim.SGD}
@@ -217,56 +194,29 @@ def _optimizer(model: nn.Module, settings: Fit) -> torch.optim.Optimizer:
     return made
 
 
-def _train_epoch(objective: nn.Module, known: FitState, feed: Batches, settings: Fit) -> Epoch:
+def _train_epoch(driven: Steps, objective: nn.Module, known: FitState, steps: int, settings: Fit) -> Epoch:
     """Do one pass; the loss is the mean over all workers' batches."""
-    objective.train()
     optimizer, device = known.optimizer, _device(known.model)
     epoch, rate = len(known.epochs), 0.0
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     begun, waited = time.perf_counter(), 0.0
-    batches = iter(feed.batches(epoch))
-    for step in range(feed.steps):
+    batches = iter(driven.batches(epoch))
+    for step in range(steps):
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
-        rate = learning_rate(settings, epoch * feed.steps + step, feed.steps * settings.epochs, known.epochs)
+        rate = learning_rate(settings, epoch * steps + step, steps * settings.epochs, known.epochs)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            total, count = objective(*batch, progress=Progress(epoch, settings.epochs))
-        together = count.detach().to(torch.float32)
-        workers = _add_up(together)
-        # Workers' gradients are averaged, so that their sum must be divided by the count of all of them.
-        (total * (workers / together.clamp_min(1.0))).backward()
+        own = driven.backward(batch, Progress(epoch, settings.epochs), sixteen=settings.precision == "bfloat16")
         if settings.clip is not None:
             nn.utils.clip_grad_norm_(objective.parameters(), settings.clip)
         optimizer.step()
-        sums += torch.stack([total.detach().double(), count.detach().double()])
-    _add_up(sums)
+        sums = sums + own
+    sums = driven.add_up(sums)
     loss = float(sums[0] / sums[1].clamp_min(1))
     return {"train_loss": loss, "learning_rate": rate, "waiting": waited / (time.perf_counter() - begun)}
-
-
-@torch.no_grad()
-def _validate(objective: nn.Module, known: FitState, feed: Batches, settings: Fit) -> float:
-    """Give the loss over the whole validation set."""
-    objective.eval()
-    progress = Progress(len(known.epochs), settings.epochs)
-    sums = torch.zeros(2, dtype=torch.float64, device=_device(known.model))
-    for batch in feed.validation_batches():
-        total, count = objective(*batch, progress=progress)
-        sums += torch.stack([total.double(), count.double()])
-    _add_up(sums)
-    return float(sums[0] / sums[1].clamp_min(1))
-
-
-def _add_up(values: Tensor) -> int:
-    """Add up over all workers in place; give their number."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return 1
-    dist.all_reduce(values)
-    return dist.get_world_size()
 
 
 def learning_rate(settings: Fit, step: int, steps: int, epochs: Iterable[Epoch]) -> float:

@@ -4,20 +4,20 @@ References:
     Sharma, Kembhavi, Kembhavi, Sivarani & Abraham 2019, BSRSL 88, 174, table 1 and section 4.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
-from torch import nn
+from torch import Tensor, nn
 
 from distspec.models.autoencoders.convolutional import ConvolutionalAutoencoder
 from distspec.models.autoencoders.dense import TwoStage
 from distspec.models.autoencoders.redshifted import within_reach
 from distspec.models.training.feed import Feed
-from distspec.models.training.group import Group
+from distspec.models.training.group import Group, Shares
 from distspec.statistics.summaries import TABLE_ROWS
 
 __all__ = ["Accuracy", "as_text", "measure"]
@@ -84,14 +84,40 @@ def _each(errors: Mapping[str, Float64[np.ndarray, "n"]], of: Any) -> dict[str, 
 
 
 @torch.no_grad()
-def measure(model: nn.Module, feed: Feed, group: Group) -> Accuracy:
+def measure(model: nn.Module, feeds: Sequence[Feed], group: Group | Shares) -> Accuracy:
     """Measure a model on the validation spectra of all workers.
 
     Errors of a convolutional model are in units of each spectrum's scaled flux, as its loss is; others in the store's.
+
+    Arguments:
+        model: the autoencoder.
+        feeds: one for each share of this worker, or the worker's only one.
+        group: merges over workers or shares.
     """
-    model.eval()
+    feed, device = feeds[0], feeds[0].device
     last = model.second if isinstance(model, TwoStage) else model
     scaled = isinstance(last, ConvolutionalAutoencoder) and last.settings.scaling != "none"
+    parts: list[tuple[Tensor, ...]] = list(
+        zip(*([part.to(device) for part in _errors(model, last, one)] for one in feeds), strict=True)
+    )
+    merged: list[Tensor]
+    if isinstance(group, Shares):
+        merged = [*map(group.gather, parts[:2]), *map(group.sum, parts[2:])]
+    else:
+        merged = [*(group.gather(part) for (part,) in parts[:2]), *(group.sum(part) for (part,) in parts[2:])]
+    all_rows, all_errors, left, along = (values.cpu() for values in merged)
+    order = np.argsort(all_rows.numpy(), kind="stable")
+    found = all_rows.numpy()[order]
+    mse, difference = all_errors.numpy()[order].T
+    snr = np.asarray(feed.store.column("snr", found), np.float64)
+    unit = "flux scaled to [0, 1]" if scaled else "flux as prepared"
+    total, squares, count = along.numpy()
+    return Accuracy(found, mse, difference, snr, float(left), total, squares, count, unit)
+
+
+def _errors(model: nn.Module, last: nn.Module, feed: Feed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give rows [n], errors [n, 2], sum of squared residuals [1] and sums by pixel [3, pixels] of a feed's spectra."""
+    model.eval()
     pixels = feed.store.grid.pixels
     along = torch.zeros(3, pixels, dtype=torch.float64)
     left = torch.zeros(1, dtype=torch.float64)
@@ -110,16 +136,7 @@ def measure(model: nn.Module, feed: Feed, group: Group) -> Accuracy:
         errors.append(mean.cpu())
         left += residual.square().sum().cpu()
         along += torch.stack([flux.sum(dim=0), flux.square().sum(dim=0), good.sum(dim=0).double()]).cpu()
-    device = feed.device
-    all_rows, all_errors = (group.gather(torch.cat(parts).to(device)).cpu() for parts in (rows, errors))
-    left, along = (group.sum(values.to(device)).cpu() for values in (left, along))
-    order = np.argsort(all_rows.numpy(), kind="stable")
-    found = all_rows.numpy()[order]
-    mse, difference = all_errors.numpy()[order].T
-    snr = np.asarray(feed.store.column("snr", found), np.float64)
-    unit = "flux scaled to [0, 1]" if scaled else "flux as prepared"
-    total, squares, count = along.numpy()
-    return Accuracy(found, mse, difference, snr, float(left), total, squares, count, unit)
+    return torch.cat(rows), torch.cat(errors), left, along
 
 
 def as_text(table: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """The latents of a store's training spectra, and the fit of their density.
 
 Every worker encodes its own share and keeps it: ten numbers a spectrum, so that fifty million take 2 GB over all
-workers. The sliced flow merges sums over workers; the spline flow averages gradients.
+workers. The sliced flow merges sums over workers; the spline flow averages gradients. Where the number of workers may
+change (`train.workers` is a range) one of them gets all latents and fits alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,8 +22,9 @@ from distspec.models.flows.density import Flow, Labelled, LatentDensity, classes
 from distspec.models.flows.sliced import Layers, Sample, fit_sliced
 from distspec.models.flows.sliced_flow import SlicedFlow
 from distspec.models.training.feed import Feed
-from distspec.models.training.group import Group
+from distspec.models.training.group import Group, OnlyHere, Shares
 from distspec.models.training.loop import Epoch, best_weights, fit, keep_state, newest_state
+from distspec.models.training.steps import ByShares
 
 if TYPE_CHECKING:
     from distspec.models.flows.spline_flow import SplineFlow
@@ -247,7 +249,8 @@ def _fit_spline(
     flow.settle(mean, group.sum(spread.T @ spread) / (count - 1).clamp_min(1))
     feed = _Batches(training, validation, settings.fit.batch, seed, group)
     objective = _NegativeLogLikelihood(flow)
-    epochs = fit(flow, objective, feed, settings.fit, state, seed, on_epoch, "train.density.fit")
+    driven = ByShares((feed,), Shares(1)) if isinstance(group, OnlyHere) else feed
+    epochs = fit(flow, objective, driven, settings.fit, state, seed, on_epoch, "train.density.fit")
     return flow.eval(), epochs
 
 

@@ -33,14 +33,17 @@ latents into groups.
 `train.workers` spreads all of it over processes or GPUs; `precision = "bfloat16"` multiplies in 16 bits where that is
 safe. Spectra that fit in `train.cache_gb` are held in memory or on the GPU, others are streamed and mixed, in the
 same order. A training that is killed, or loses a worker, goes on and ends with the same weights; a loss that is not
-finite ends it, and nothing is registered.
+finite ends it, and nothing is registered. With `workers = { min = 1, max = 4 }` it goes on with as many workers as are
+left when a node is lost, and the weights are the same for any number of them; with a fixed number it waits, and says
+so, until there is room again.
 
 The checkpoint lies in `models/<digest>` of the output. The model goes to MLflow with its signature, tags that name
 the store, and the aliases `newest` and `best`. Settings that were trained already are not trained again; another
 setting makes another checkpoint beside it. `score.checkpoint=FOLDER` takes a finished one, and nothing is trained.
 
 In the code: up to three fits follow each other in one group of Ray Train workers (`workers.py`): an autoencoder, the
-second one, the density (`density.py`). Each keeps its state, from which a training that was killed goes on. Curves
+second one, the density (`density.py`). Each keeps its state, from which a training that was killed goes on, and so does
+the next attempt (`attempts.py`) after one that lost a worker. Curves
 reach MLflow while it runs, from the driver alone, which follows these states.
 """
 
@@ -51,29 +54,28 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import ray.train
-import ray.train.torch
 import torch
 from jaxtyping import Float32
 from matplotlib.figure import Figure
 
 from distspec import models
-from distspec.config import Experiment, Needs, Train
-from distspec.errors import ConfigError, DistspecError, ShardError
+from distspec.config import Experiment, Train
+from distspec.errors import ConfigError
 from distspec.models.autoencoders.redshifted import within_reach
 from distspec.models.checkpoint import Checkpoint
 from distspec.models.flows.density import classes_of
 from distspec.models.training.feed import Feed
 from distspec.models.training.loop import Epoch, newest_epochs
 from distspec.results.layout import model_folder
-from distspec.runtime.cluster import require_resources
+from distspec.runtime.cluster import environment
 from distspec.runtime.progress import progress
 from distspec.runtime.tracking import Run
 from distspec.spectra import Spectra, first_reasons
 from distspec.stages.stage import Job, Products, Section, Stage, State, stage_run
 from distspec.stages.train.accuracy import as_text
+from distspec.stages.train.attempts import train_in_attempts
 from distspec.stages.train.section import sections
-from distspec.stages.train.workers import TrainingJob, phases_of, train_loop, train_loop_of_worker
+from distspec.stages.train.workers import TrainingJob, phases_of
 from distspec.store import SpectraStore
 
 __all__ = ["TrainStage", "train"]
@@ -206,49 +208,19 @@ def _require_redshifts(settings: Train, store: SpectraStore) -> None:
 def _work(experiment: Experiment, store: SpectraStore, state: Path, run: Run) -> None:
     """Run the loop by Ray Train while a thread passes finished epochs on to MLflow."""
     settings = experiment.train
-    if settings.workers:
-        require_resources("train.workers", Needs(settings.workers, settings.workers * settings.gpu))
-    elif settings.gpu and not torch.cuda.is_available():
+    if not settings.workers and settings.gpu and not torch.cuda.is_available():
         raise ConfigError("train.gpu asks for a GPU and torch sees none on this machine; set train.gpu=false")
     done = threading.Event()
     follower = threading.Thread(target=_follow, args=(state, settings, run, done), daemon=True)
     follower.start()
-    trainer = ray.train.torch.TorchTrainer(
-        train_loop_of_worker if settings.workers else train_loop,
-        train_loop_config={"job": TrainingJob(store.address, str(state.resolve()), settings, experiment.seed)},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=settings.workers,
-            use_gpu=settings.gpu,
-            resources_per_worker={"GPU": 1.0} if settings.gpu else {"CPU": 1.0},
-        ),
-        run_config=ray.train.RunConfig(
-            name=state.name,
-            storage_path=str((state.parent / "ray").resolve()),
-            failure_config=ray.train.FailureConfig(max_failures=2),
-        ),
-    )
+    runtime = experiment.runtime
+    given = tuple(environment(runtime).items())
+    job = TrainingJob(store.address, str(state.resolve()), settings, experiment.seed, runtime.item_seconds, given)
     try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
-    except DistspecError:
-        raise
-    except Exception as error:
-        # Without workers the loop runs here, and what it raises comes as it is.
-        raise ShardError(f"training failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
+        train_in_attempts(job, runtime, state)
     finally:
         done.set()
         follower.join()
-
-
-def _cause(error: Exception) -> DistspecError:
-    """Find our own error among the failures of the workers."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    for failure in failures:
-        inner = getattr(failure, "cause", failure)
-        if isinstance(inner, DistspecError):
-            return inner
-    return ShardError(f"training failed: {str(failures[0] if failures else error).strip().splitlines()[-1]}")
 
 
 def _follow(state: Path, settings: Train, run: Run, done: threading.Event) -> None:

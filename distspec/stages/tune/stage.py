@@ -38,7 +38,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,7 +57,7 @@ from distspec.errors import ConfigError, ShardError
 from distspec.files import write_file
 from distspec.models.training.feed import Feed
 from distspec.results.layout import tuned_path, tuning_folder
-from distspec.runtime.cluster import connect, require_resources
+from distspec.runtime.cluster import connect, environment, require_resources
 from distspec.runtime.progress import progress
 from distspec.runtime.tracking import Run
 from distspec.stages.stage import Job, Products, Stage, State, Tuned, stage_run
@@ -237,7 +237,7 @@ def _tuner(search: Search, left: int, scratch: Path, follower: "_Follower") -> r
         study_name=NAME,
         storage=search.study.storage,
     )
-    job = search.job
+    job = replace(search.job, variables=tuple(environment(search.experiment.runtime).items()))
 
     def trial(config: dict[str, Any]) -> None:
         run_trial(config, job)

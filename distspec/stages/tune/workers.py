@@ -4,8 +4,9 @@ A trial that was killed goes on from its last epoch. The spectra are opened once
 """
 
 import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class TrialJob:
         settings: of training, without a trial's own values.
         seed: of weights, order and validation set, the same in every trial.
         limit: largest number of training spectra.
+        variables: of the environment; printed nowhere.
     """
 
     store: str
@@ -44,11 +46,13 @@ class TrialJob:
     settings: Train
     seed: int
     limit: int | None
+    variables: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
 @one_thread()
 def run_trial(config: dict[str, Any], job: TrialJob) -> None:
     """Train with a trial's settings and report every epoch; a failure is a result too, so that the search learns."""
+    os.environ.update(job.variables)
     limit_threads(1)
     best = math.inf
 

@@ -1,0 +1,145 @@
+"""Trainings that lose workers or nodes, on Ray's own cluster for tests: several nodes on this machine."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distspec.config import Experiment, Needs, Train
+from distspec.errors import ShardError
+from distspec.pipeline import Products
+from distspec.results.layout import model_folder
+from distspec.stages.train import attempts
+from distspec.stages.train.stage import train
+from distspec.stages.train.workers import TrainingJob
+from tests.support.processes import PATIENCE
+from tests.support.small import small
+
+MODEL = {"model": {"hidden": [32], "latents": 4}, "epochs": 4, "batch": 64}
+RANGE = MODEL | {"workers": {"min": 1, "max": 4}}
+
+SETTING = """
+import json, os, sys, threading, time
+os.environ |= {{"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}}
+import logging
+import ray
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from distspec.config import Experiment
+from distspec.models.training.loop import newest_epochs
+from distspec.results.layout import model_folder
+from distspec.runtime.cluster import connect
+from distspec.stages.train.stage import train
+from distspec.store import SpectraStore
+
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 0}})
+nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+tree = json.loads({experiment!r})
+tree["runtime"]["address"] = cluster.address
+experiment = Experiment.model_validate_json(json.dumps(tree))
+connect(experiment.runtime)
+logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+store = SpectraStore.open({store!r})
+state = Path(experiment.output) / "training" / model_folder(experiment, store.digest).name / "first"
+
+def disturb():
+    while len(newest_epochs(state)) < 2:
+        time.sleep(0.02)
+    cluster.remove_node(nodes[1], allow_graceful=False)
+    if {later}:
+        time.sleep({later})
+        cluster.add_node(num_cpus=1)
+
+threading.Thread(target=disturb, daemon=True).start()
+made = train(experiment, store)
+print(json.dumps({{"sha256": made.sha256, "nodes": sum(node["Alive"] for node in ray.nodes())}}))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def disturbed(experiment: Experiment, store: str, later: float = 0.0) -> tuple[dict[str, Any], str]:
+    """Train on two nodes, one of which is lost after two epochs; give what is told, and stderr."""
+    program = SETTING.format(experiment=experiment.model_dump_json(), store=store, later=later)
+    root = Path(__file__).parents[3]
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=PATIENCE, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    told: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return told, ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("density", [{"kind": "sliced", "layers": 4}, {"kind": "spline", "fit": {"epochs": 2}}])
+def test_a_range_of_workers_gives_the_same_bits_for_any_number_of_them(
+    done: tuple[Experiment, Products], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, density: dict[str, Any]
+) -> None:
+    _, made = done
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    found = []
+    for workers in (1, 2, 3):
+        monkeypatch.setattr(attempts, "_room", lambda settings, each, workers=workers: workers)
+        experiment = small(tmp_path / str(workers), train=RANGE | {"density": density, "epochs": 2})
+        found.append(train(experiment, made.store))
+    assert len({checkpoint.sha256 for checkpoint in found}) == 1
+    assert found[0].facts == found[1].facts == found[2].facts
+
+
+@pytest.mark.slow
+def test_a_range_goes_on_after_a_node_is_lost_and_ends_with_the_same_weights(
+    done: tuple[Experiment, Products], tmp_path: Path
+) -> None:
+    _, made = done
+    change = RANGE | {"epochs": 8, "workers": {"min": 1, "max": 2}}
+    undisturbed = train(small(tmp_path / "whole", train=change), made.store)
+    told, _ = disturbed(small(tmp_path / "out", train=change), made.store.path)
+    assert told["nodes"] == 2  # the head, and the one that is left
+    assert told["sha256"] == undisturbed.sha256
+
+
+@pytest.mark.slow
+def test_a_fixed_number_says_what_it_waits_for_and_goes_on_once_a_node_joins(
+    done: tuple[Experiment, Products], tmp_path: Path
+) -> None:
+    _, made = done
+    change = MODEL | {"epochs": 8, "workers": 2}
+    undisturbed = train(small(tmp_path / "whole", train=change), made.store)
+    told, said = disturbed(small(tmp_path / "out", train=change), made.store.path, later=30.0)
+    assert told["sha256"] == undisturbed.sha256
+    assert "training waits for 2 workers, each of which takes 1 CPU and 0 GPUs; the cluster has 1 CPU" in said
+
+
+@pytest.mark.slow
+def test_an_epoch_that_never_ends_is_tried_again_and_then_given_up(
+    done: tuple[Experiment, Products], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, made = done
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    monkeypatch.setattr(attempts, "TRIES", 2)
+    # No epoch ends in so short a time.
+    experiment = small(tmp_path, train=MODEL | {"workers": 1}, runtime={"workers": 2, "item_seconds": 0.001})
+    with pytest.raises(ShardError, match="2 attempts brought no epoch more, given up"):
+        train(experiment, made.store)
+
+
+def test_one_more_range_names_the_same_model_if_its_shares_are_the_same(tmp_path: Path) -> None:
+    one, other, third = (
+        model_folder(small(tmp_path, train=MODEL | {"workers": workers}), "store")
+        for workers in ({"min": 1, "max": 4}, {"min": 3, "max": 4}, 4)
+    )
+    assert one == other != third
+
+
+def test_room_is_counted_by_what_there_is_least_of() -> None:
+    assert attempts._times(Needs(8.0, 2.0), Needs(1.0, 1.0)) == 2
+    assert attempts._times(Needs(8.0, 0.0, 10.0), Needs(1.0, 0.0, 4.0)) == 2
+
+
+def test_variables_are_not_shown() -> None:
+    job = TrainingJob("store", "state", Train(), 1, variables=(("KEY", "secret"),))
+    assert "secret" not in repr(job)
