@@ -13,7 +13,8 @@ class Export(Settings):
     """Store -> one table for other programs."""
 
     format: Literal["parquet", "votable", "hats"] = "parquet"
-    """Parquet: one file. VOTable: one file for TOPCAT and Aladin. HATS: a folder of partitions by sky position."""
+    """Parquet: one file, or a folder of files. VOTable: one file for TOPCAT and Aladin. HATS: a folder of partitions by
+    sky position."""
     to: str | None = None
     """File, or folder for HATS; none takes `catalog.parquet`, `catalog.vot` or `catalog-hats` in the output."""
     columns: tuple[str, ...] = ()
@@ -25,7 +26,8 @@ class Export(Settings):
     spectra: bool = False
     """Add the prepared spectra, as a struct of the lists flux, ivar and lambda (Multimodal Universe)."""
     partition_rows: Count = 1_000_000
-    """HATS: rows in a partition, at most; fewer where they are long."""
+    """Rows in a file of a table that has more, at most: of Parquet in their order, of HATS by the sky; fewer where they
+    are long."""
 
     @model_validator(mode="after")
     def _lists(self) -> "Export":

@@ -91,7 +91,7 @@ def main() -> None:
 def experiment_of(output: Path, **runtime: Any) -> Experiment:
     return small(
         output,
-        train={"model": {"hidden": [32], "latents": 4}, "epochs": 12, "batch": 64, "workers": 0},
+        train={"model": {"hidden": [32], "latents": 4}, "epochs": 12, "batch": 64, "workers": {"min": 1, "max": 2}},
         detect={"detectors": [{"kind": "pca", "components": 3}], "sample": 200},
         evaluate={"hosts": 40, "kinds": ["cosmic-ray", "extreme-lines"], "strengths": [1.0], "explained": 8},
         runtime={"item_seconds": 20.0} | runtime,

@@ -11,11 +11,12 @@ References:
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -99,6 +100,13 @@ def partitions(counts: Int64[np.ndarray, "pixels"], limit: int) -> list[Partitio
     return sorted(found)
 
 
+Mapper = Callable[[Any, tuple[Any, ...], Sequence[Any]], Iterable[Any]]
+
+
+def _here(factory: Any, arguments: tuple[Any, ...], items: Sequence[Any]) -> Iterable[Any]:
+    return map(factory(*arguments), items)
+
+
 def write_hats(
     positions: Iterable[pa.Table],
     tables: Iterator[pa.Table],
@@ -106,6 +114,7 @@ def write_hats(
     folder: Path,
     facts: Mapping[str, str],
     limit: int,
+    mapper: Mapper = _here,
 ) -> tuple[int, int]:
     """Write a catalogue into a new folder.
 
@@ -116,6 +125,7 @@ def write_hats(
         folder: does not exist yet.
         facts: properties of the catalogue, among them `obs_collection`, its name.
         limit: rows in a partition; fewer where rows are so long that these would not fit into memory.
+        mapper: applies a class of work, its arguments and items, in any order.
 
     Returns:
         Number of rows placed on the sky, and of those without a position.
@@ -133,7 +143,8 @@ def write_hats(
     spool.mkdir(parents=True)
     full = described(pa.schema([pa.field(INDEX, pa.int64(), metadata=COLUMN_INFO[INDEX].to_dict()), *schema]), "")
     unplaced = _hand_out(tables, cells, spool, folder)
-    footers = [_write_partition(spool / str(n), dataset / cell.path, cell.path, full) for n, cell in enumerate(cells)]
+    written = dict(mapper(PartitionWriter, (str(spool), str(dataset), full), list(enumerate(cells))))
+    footers = [written[number] for number in range(len(cells))]
     shutil.rmtree(spool)
     pq.write_metadata(full, dataset / "_common_metadata")
     pq.write_metadata(full, dataset / "_metadata", metadata_collector=footers)
@@ -226,7 +237,21 @@ def _append(held: list[pa.Table], starts: Int64[np.ndarray, "cells"], spool: Pat
             stream.write_table(part)
 
 
-def _write_partition(spooled: Path, path: Path, inner: str, schema: pa.Schema) -> pq.FileMetaData:
+class PartitionWriter:
+    """Writes partitions from what was handed out to them; lives in a worker."""
+
+    def __init__(self, spool: str, dataset: str, schema: pa.Schema) -> None:
+        self._spool, self._dataset, self._schema = Path(spool), Path(dataset), schema
+
+    def __call__(self, item: tuple[int, Partition]) -> tuple[int, pq.FileMetaData]:
+        """Write a partition, by its number; give this and the footer of the file."""
+        number, cell = item
+        footer = _write_partition(self._spool / str(number), self._dataset / cell.path, self._schema)
+        footer.set_file_path(cell.path)
+        return number, footer
+
+
+def _write_partition(spooled: Path, path: Path, schema: pa.Schema) -> pq.FileMetaData:
     """Sort the rows of a partition by their place on the sky and write them; gives the footer of the file."""
     parts = []
     with spooled.open("rb") as file:
@@ -242,6 +267,5 @@ def _write_partition(spooled: Path, path: Path, inner: str, schema: pa.Schema) -
     rows = max(1, _ROW_GROUP * table.num_rows // max(table.nbytes, 1))
     with pq.ParquetWriter(path, schema, compression=COMPRESSION, metadata_collector=footers) as writer:
         writer.write_table(table, row_group_size=rows)
-    spooled.unlink()
-    footers[0].set_file_path(inner)
+    # Not removed here: a worker that is lost may have to do it again.
     return footers[0]

@@ -11,36 +11,47 @@ Settings that one would change first: `format`; `to` (none takes `catalog.parque
 the output); `columns`, in their order; `layers`, such as the scores of another model; `spectra=true`, which adds the
 prepared spectra as lists flux, ivar and lambda (not in a VOTable), which the source `table` reads again.
 
-Missing is null. HATS cuts the sky into HEALPix pixels of at most `partition_rows` rows; rows without a position go to
-`unplaced.parquet`, which its readers do not see, so that nothing is lost. `distspec run` leaves the export out; every
-call replaces an earlier table, and refuses to replace what is none. In Python `store.table()`, `.arrow()` and
-`.pandas()` give the same without a file.
+Missing is null. Parquet is one file, or with more than `partition_rows` rows (a million) a folder of files, which
+readers of Parquet take for one table. HATS cuts the sky into HEALPix pixels of at most `partition_rows` rows; rows
+without a position go to `unplaced.parquet`, which its readers do not see, so that nothing is lost. `distspec run`
+leaves the export out; every call replaces an earlier table, and refuses to replace what is none. In Python
+`store.table()`, `.arrow()` and `.pandas()` give the same without a file.
 
-In the code: rows are read and written run by run, so that memory does not grow with the survey, and nothing appears
-under its name before it is whole. What the columns are and what missing means is said in `distspec.store.table`.
+In the code: rows are read and written run by run, the files of a large table in workers (`workers.py`), so that memory
+does not grow with the survey, and nothing appears under its name before it is whole. What the columns are and what
+missing means is said in `distspec.store.table`.
 """
 
+import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, Final
 
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from distspec import __version__
-from distspec.config import Experiment, Export
-from distspec.errors import CheckpointError, ConfigError, DistspecWarning, LayoutError
+from distspec.config import Experiment
+from distspec.errors import CheckpointError, ConfigError, DistspecWarning
 from distspec.files import in_place
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import detect_layer, model_folder, score_layer
-from distspec.runtime.progress import progress
+from distspec.runtime.workers import map_items
 from distspec.stages.export.hats import write_hats
-from distspec.stages.export.parquet import write_parquet
+from distspec.stages.export.parquet import described, write_parquet
 from distspec.stages.export.votable import write_votable
+from distspec.stages.export.workers import PartWriter, Reader
 from distspec.stages.stage import Exported, Job, Products, Stage, State
 from distspec.store import SpectraStore
-from distspec.store.table import SCORES, Catalogue, open_layers, table_layers
+from distspec.store.table import SCORES, open_layers, table_layers
 
 __all__ = ["ExportStage", "export"]
+
+_COMMON: Final = "_common_metadata"
+
+_FEW: Final = 500_000
+"""Rows that are written in less time than workers take to start."""
 
 _NAMES = {"parquet": "catalog.parquet", "votable": "catalog.vot", "hats": "catalog-hats"}
 
@@ -77,15 +88,22 @@ def export(experiment: Experiment, store: SpectraStore) -> Exported:
     """
     settings = experiment.export
     path = _target(experiment)
-    reader = _Reader(store, settings, _layers(experiment, store))
+    layers = _layers(experiment, store)
+    reader = Reader(store, settings, layers)
     schema = reader.catalogue().schema
     said = f"{experiment.name}: store {store.digest}, recipe {store.recipe}"
-    with in_place(path, "make room or choose another place by export.to") as partial:
+    with in_place(path, "make room or choose another place by export.to") as place:
         if settings.format == "hats":
             columns = reader.catalogue(("ra", "dec"))
             facts = {"obs_collection": experiment.name, "obs_title": said, "hats_builder": f"distspec {__version__}"}
             placed, unplaced = write_hats(
-                reader.tables(columns), reader.tables(label="export"), schema, partial, facts, settings.partition_rows
+                reader.tables(columns),
+                reader.tables(label="export"),
+                schema,
+                place,
+                facts,
+                settings.partition_rows,
+                _mapper(experiment, store),
             )
             if unplaced:
                 warnings.warn(
@@ -95,40 +113,42 @@ def export(experiment: Experiment, store: SpectraStore) -> Exported:
                     stacklevel=2,
                 )
             return Exported(path, placed + unplaced, tuple(schema.names))
+        if _in_files(experiment, store):
+            return Exported(path, _write_files(experiment, store, layers, place, said), tuple(schema.names))
         write = write_parquet if settings.format == "parquet" else write_votable
-        return Exported(path, write(reader.tables(label="export"), schema, partial, said), tuple(schema.names))
+        rows = write(reader.tables(label="export"), schema, place, said)
+        if path.is_dir():
+            shutil.rmtree(path)  # an earlier table of many files, whose place this one takes
+        return Exported(path, rows, tuple(schema.names))
 
 
-class _Reader:
-    """Reads the wanted columns of the wanted rows."""
+def _mapper(experiment: Experiment, store: SpectraStore) -> Callable[..., Iterator[Any]]:
+    """Give what applies work to items: in this process for a small survey, else in workers."""
+    needs, here = experiment.runtime.needs("export"), store.rows <= _FEW or None
+    return partial(map_items, settings=experiment.runtime, label="write", needs=needs, here=here)
 
-    def __init__(self, store: SpectraStore, settings: Export, layers: Sequence[str]) -> None:
-        self._store = store
-        self._settings = settings
-        self._layers = layers
-        if settings.format == "hats" and not {"ra", "dec"} <= set(store.column_names):
-            raise LayoutError(
-                f"{store.path} has no columns ra and dec, which HATS needs; use export.format = 'parquet'"
-            )
 
-    def catalogue(self, columns: tuple[str, ...] | None = None) -> Catalogue:
-        """Give the table of the settings, or of some columns."""
-        if columns is not None:
-            return Catalogue(self._store, columns, ())
-        wanted: tuple[str, ...] | None = self._settings.columns or None
-        if wanted is not None and self._settings.format == "hats":
-            wanted += tuple(name for name in ("ra", "dec") if name not in wanted)
-        return Catalogue(self._store, wanted, self._layers, spectra=self._settings.spectra)
+def _in_files(experiment: Experiment, store: SpectraStore) -> bool:
+    """Tell whether Parquet is to be a folder of files, each written by a worker."""
+    return experiment.export.format == "parquet" and store.rows > experiment.export.partition_rows
 
-    def tables(self, catalogue: Catalogue | None = None, label: str = "") -> Iterator[pa.Table]:
-        """Read all runs, without the rows that are not wanted."""
-        catalogue = self.catalogue() if catalogue is None else catalogue
-        runs = list(catalogue.runs())
-        for start, stop in progress(runs, len(runs), label, "run"):
-            table = catalogue.read(start, stop)
-            if self._settings.scored_only:
-                table = table.filter(pa.array(self._store.status(start, stop) == 0))
-            yield table
+
+def _write_files(experiment: Experiment, store: SpectraStore, layers: Sequence[str], folder: Path, said: str) -> int:
+    """Write a folder of Parquet files of about `partition_rows` rows, which readers take for one table."""
+    settings = experiment.export
+    catalogue = Reader(store, settings, layers).catalogue()
+    files: list[list[tuple[int, int]]] = [[]]
+    for start, stop in catalogue.runs():
+        if files[-1] and stop - files[-1][0][0] > settings.partition_rows:
+            files.append([])
+        files[-1].append((start, stop))
+    folder.mkdir()
+    items = [(number, tuple(runs)) for number, runs in enumerate(files)]
+    arguments = (store.address, settings, tuple(layers), str(folder.resolve()), said)
+    rows: int = sum(_mapper(experiment, store)(PartWriter, arguments, items))
+    # Tells readers what the columns mean, and us that the folder is ours to replace.
+    pq.write_metadata(described(catalogue.schema, said), folder / _COMMON)
+    return rows
 
 
 def _target(experiment: Experiment) -> Path:
@@ -140,7 +160,7 @@ def _target(experiment: Experiment) -> Path:
     if settings.format == "hats":
         if path.exists() and not (path / "hats.properties").is_file():
             raise ConfigError(f"export.to: {path} exists and is not a HATS catalogue; choose another place")
-    elif path.is_dir():
+    elif path.is_dir() and not (settings.format == "parquet" and (path / _COMMON).is_file()):
         raise ConfigError(f"export.to: {path} is a folder; expected the name of a file")
     return path
 

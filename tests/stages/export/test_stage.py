@@ -30,6 +30,7 @@ from distspec.stages.stage import Exported
 from distspec.store import SpectraStore
 from tests.support.catalogues import add_scores, catalogue, make_catalogue
 from tests.support.processes import finished
+from tests.support.small import contents
 
 
 @pytest.fixture(params=["int64", pytest.param("text", marks=pytest.mark.slow)])
@@ -81,6 +82,37 @@ def test_parquet_holds_what_the_store_holds(store: SpectraStore, tmp_path: Path)
     np.testing.assert_array_equal(table["anomaly_wave"].reshape(-1, 4, 2), catalogue(40, text=False)["anomaly_wave"])
     assert table["id"].tolist() == store.column("id").tolist()
     assert [path.name for path in made.path.parent.iterdir()] == ["catalog.parquet"]
+
+
+def test_a_large_table_is_a_folder_of_files_that_is_read_as_one(store: SpectraStore, tmp_path: Path) -> None:
+    whole = export(exporting(tmp_path / "whole"), store)
+    made = export(exporting(tmp_path, partition_rows=10), store)
+    assert made.rows == whole.rows and made.columns == whole.columns
+    files = sorted(path.name for path in made.path.iterdir())
+    assert files[:3] == ["_common_metadata", "part-00000.parquet", "part-00001.parquet"]
+    assert str(pq.read_table(made.path).to_pylist()) == str(pq.read_table(whole.path).to_pylist())
+    assert pq.read_schema(made.path / "_common_metadata").field("ra").metadata[b"unit"] == b"deg"
+    # Replaced by another one, and by a single file.
+    export(exporting(tmp_path, partition_rows=30), store)
+    assert export(exporting(tmp_path), store).path.is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["parquet", "hats"])
+def test_workers_write_the_same_files(
+    ray_session: None, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_catalogue(tmp_path / "s.zarr", 4_000, parts=1, shard_rows=256)
+    add_scores(store)
+    written = []
+    for few in (10**9, 0):
+        monkeypatch.setattr("distspec.stages.export.stage._FEW", few)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DistspecWarning)
+            made = export(exporting(tmp_path / str(few), format=form, partition_rows=500), store)
+        written.append({name: data for name, data in contents(made.path).items() if "properties" not in name})
+    assert len(written[0]) > 5
+    assert written[0] == written[1]
 
 
 def test_parquet_tells_units_to_the_vo(store: SpectraStore, tmp_path: Path) -> None:
@@ -333,7 +365,7 @@ def test_memory_does_not_grow_with_the_survey(tmp_path: Path, form: str, monkeyp
         make_catalogue(tmp_path / f"{count}.zarr", count, parts=1, shard_rows=4096, grid=grid)
         for count in (8_192, 65_536)
     )
-    changes = {"format": form, "partition_rows": 2000}
+    changes: dict[str, Any] = {"format": form} | ({"partition_rows": 2000} if form == "hats" else {})
     assert peak(large, tmp_path / "l", **changes) < 2 * peak(small, tmp_path / "s", **changes)
 
 
