@@ -70,7 +70,8 @@ class Runtime(Settings):
     """Memory that a worker reserves of its node, so that no more of them are started there than it holds; by stage:
     `{ detect = 6 }`. 0 reserves none."""
     item_seconds: Positive = 3600.0
-    """Time in which a worker has to do an item, such as a shard, s; then it is ended and the item tried again."""
+    """Time in which a worker has to do an item, such as a shard or an epoch of training, s; then it is ended and the
+    item tried again."""
     env_vars: tuple[str, ...] = ()
     """Names of environment variables, such as AWS_SECRET_ACCESS_KEY, that workers on other nodes get from this process;
     their values are printed and logged nowhere. Without a cluster, workers have those of object stores anyway."""

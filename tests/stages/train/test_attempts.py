@@ -11,11 +11,12 @@ import pytest
 
 from distspec.config import Experiment, Needs, Train
 from distspec.errors import ShardError
-from distspec.pipeline import Products
+from distspec.pipeline import run
 from distspec.results.layout import model_folder
 from distspec.stages.train import attempts
 from distspec.stages.train.stage import train
 from distspec.stages.train.workers import TrainingJob
+from distspec.store import SpectraStore
 from tests.support.processes import PATIENCE
 from tests.support.small import small
 
@@ -62,6 +63,13 @@ os._exit(0)
 """
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> SpectraStore:
+    """Give the small experiment's spectra."""
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    return run(small(tmp_path_factory.mktemp("store")), "ingest").store
+
+
 def disturbed(experiment: Experiment, store: str, later: float = 0.0) -> tuple[dict[str, Any], str]:
     """Train on two nodes, one of which is lost after two epochs; give what is told, and stderr."""
     program = SETTING.format(experiment=experiment.model_dump_json(), store=store, later=later)
@@ -77,54 +85,48 @@ def disturbed(experiment: Experiment, store: str, later: float = 0.0) -> tuple[d
 @pytest.mark.slow
 @pytest.mark.parametrize("density", [{"kind": "sliced", "layers": 4}, {"kind": "spline", "fit": {"epochs": 2}}])
 def test_a_range_of_workers_gives_the_same_bits_for_any_number_of_them(
-    done: tuple[Experiment, Products], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, density: dict[str, Any]
+    store: SpectraStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, density: dict[str, Any]
 ) -> None:
-    _, made = done
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     found = []
     for workers in (1, 2, 3):
         monkeypatch.setattr(attempts, "_room", lambda settings, each, workers=workers: workers)
         experiment = small(tmp_path / str(workers), train=RANGE | {"density": density, "epochs": 2})
-        found.append(train(experiment, made.store))
+        found.append(train(experiment, store))
     assert len({checkpoint.sha256 for checkpoint in found}) == 1
     assert found[0].facts == found[1].facts == found[2].facts
 
 
 @pytest.mark.slow
 def test_a_range_goes_on_after_a_node_is_lost_and_ends_with_the_same_weights(
-    done: tuple[Experiment, Products], tmp_path: Path
+    store: SpectraStore, tmp_path: Path
 ) -> None:
-    _, made = done
     change = RANGE | {"epochs": 8, "workers": {"min": 1, "max": 2}}
-    undisturbed = train(small(tmp_path / "whole", train=change), made.store)
-    told, _ = disturbed(small(tmp_path / "out", train=change), made.store.path)
+    undisturbed = train(small(tmp_path / "whole", train=change), store)
+    told, _ = disturbed(small(tmp_path / "out", train=change), store.path)
     assert told["nodes"] == 2  # the head, and the one that is left
     assert told["sha256"] == undisturbed.sha256
 
 
 @pytest.mark.slow
 def test_a_fixed_number_says_what_it_waits_for_and_goes_on_once_a_node_joins(
-    done: tuple[Experiment, Products], tmp_path: Path
+    store: SpectraStore, tmp_path: Path
 ) -> None:
-    _, made = done
     change = MODEL | {"epochs": 8, "workers": 2}
-    undisturbed = train(small(tmp_path / "whole", train=change), made.store)
-    told, said = disturbed(small(tmp_path / "out", train=change), made.store.path, later=30.0)
+    undisturbed = train(small(tmp_path / "whole", train=change), store)
+    told, said = disturbed(small(tmp_path / "out", train=change), store.path, later=30.0)
     assert told["sha256"] == undisturbed.sha256
     assert "training waits for 2 workers, each of which takes 1 CPU and 0 GPUs; the cluster has 1 CPU" in said
 
 
 @pytest.mark.slow
 def test_an_epoch_that_never_ends_is_tried_again_and_then_given_up(
-    done: tuple[Experiment, Products], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SpectraStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, made = done
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     monkeypatch.setattr(attempts, "TRIES", 2)
     # No epoch ends in so short a time.
     experiment = small(tmp_path, train=MODEL | {"workers": 1}, runtime={"workers": 2, "item_seconds": 0.001})
     with pytest.raises(ShardError, match="2 attempts brought no epoch more, given up"):
-        train(experiment, made.store)
+        train(experiment, store)
 
 
 def test_one_more_range_names_the_same_model_if_its_shares_are_the_same(tmp_path: Path) -> None:
