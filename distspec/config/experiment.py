@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distspec.config.base import ENSEMBLES, RECONSTRUCTION, Settings, metric_scores
 from distspec.config.cluster import Cluster
@@ -43,6 +43,15 @@ class Experiment(Settings):
     export: Export = Export()
     runtime: Runtime = Runtime()
     tracking: Tracking = Tracking()
+
+    @field_validator("output")
+    @classmethod
+    def _folder(cls, output: str) -> str:
+        if "://" in output:
+            raise ValueError(
+                f"{output} is no folder; the store alone can lie in a bucket: set ingest.store = '{output}/store.zarr'"
+            )
+        return output
 
     @model_validator(mode="after")
     def _known_scores(self) -> "Experiment":

@@ -75,6 +75,10 @@ def test_another_kind_replaces_the_whole_table() -> None:
         ("runtime.workers={min=4, max=3}", "setting 'runtime.workers': min = 4 is more than max = 3"),
         ("runtime.workers={mx=3}", "setting 'runtime.workers.max': Field required"),
         ("runtime.gpus_per_worker={ingest=1}", "'runtime.gpus_per_worker.ingest': Input should be 'score', 'explain'"),
+        (
+            "output=s3://bucket/run",
+            "setting 'output': s3://bucket/run is no folder; the store alone can lie in a bucket",
+        ),
         ("name='../evil'", "setting 'name'"),
         ("preset=nothing", "no preset 'nothing'"),
         ("epochs", "is not an assignment"),
