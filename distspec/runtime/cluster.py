@@ -18,6 +18,7 @@ from typing import Any, Final
 import ray
 
 import distspec
+from distspec.addresses import SETTINGS
 from distspec.config import Needs, Runtime, Span
 from distspec.errors import ConfigError
 from distspec.runtime.pool import forget, release
@@ -38,9 +39,6 @@ SLOTS_A_CORE: Final = 4
 
 ANSWER: Final = 10.0
 """Seconds in which a cluster has to answer."""
-
-STORES: Final = ("AWS_", "AZURE_", "GOOGLE_")
-"""How the names of variables begin that tell where object stores are and who asks."""
 
 _ours = False
 """Whether this process started the Ray that it uses, so that no node will join it."""
@@ -124,7 +122,7 @@ def environment(settings: Runtime) -> dict[str, str]:
         raise ConfigError(f"runtime.env_vars names {', '.join(missing)}, which is not set here")
     names = set(settings.env_vars)
     if _ours:
-        names |= {name for name in os.environ if name.startswith(STORES)}
+        names |= {name for name in os.environ if name.startswith(SETTINGS)}
     return {name: os.environ[name] for name in sorted(names)}
 
 

@@ -18,8 +18,9 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
+from distspec.addresses import absolute
 from distspec.errors import LayoutError, PartialShardError, StoreError, StoreNotFoundError
-from distspec.store.places import absolute, open_place, place_of
+from distspec.store.places import open_place, place_of
 from distspec.store.shard_files import ShardFiles, shard_files
 
 __all__ = ["SCHEMA", "Fields", "Layer", "create_layer", "field_of", "group_of", "layer_group", "open_layer"]

@@ -7,12 +7,10 @@ import zarr
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
+from distspec.addresses import brief, in_bucket
 from distspec.errors import StoreError
 
 __all__ = ["clear", "has", "names_in", "open_place", "place_of"]
-
-_OBSTORE = ("s3://", "gs://", "az://", "abfs://")
-"""Schemes that obstore serves: in Rust, with retries and backoff on 429, 503 and broken connections."""
 
 
 def open_place(path: str | Path, *, write: bool) -> Any:
@@ -30,7 +28,7 @@ def open_place(path: str | Path, *, write: bool) -> Any:
     if "://" not in text:
         return LocalStore(text, read_only=not write)
     try:
-        if text.startswith(_OBSTORE):
+        if in_bucket(text):
             from obstore.store import from_url
 
             return ObjectStore(from_url(text), read_only=not write)
@@ -48,8 +46,9 @@ def has(store: Any, key: str) -> bool:
     try:
         return bool(sync(store.exists(key)))
     except Exception as error:  # each library fails in its own way
-        first = " ".join(str(error).partition("Debug source")[0].split())[:300]
-        raise StoreError(f"{place_of(store)} does not answer ({first}); see to the connection and the name") from error
+        raise StoreError(
+            f"{place_of(store)} does not answer ({brief(error)}); see to the connection and the name"
+        ) from error
 
 
 def names_in(store: Any, folder: str = "") -> list[str]:
@@ -65,11 +64,6 @@ def names_in(store: Any, folder: str = "") -> list[str]:
 def clear(store: Any) -> None:
     """Remove all that a store holds."""
     sync(store.clear())
-
-
-def absolute(place: str) -> str:
-    """Give a URL as it is, and a path from the root: the same for a process in another folder."""
-    return place if "://" in place else str(Path(place).resolve())
 
 
 def place_of(where: Any) -> str:

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from distspec.addresses import BUCKETS, brief
 from distspec.errors import SourceError
 
 __all__ = ["Entry", "Files", "Torn"]
@@ -79,7 +80,7 @@ class Files:
         except SourceError:
             raise
         except Exception as error:  # each file system fails in its own way
-            raise SourceError(f"{self.root}: cannot be listed ({_brief(error)}); expected {self.expected}") from error
+            raise SourceError(f"{self.root}: cannot be listed ({brief(error)}); expected {self.expected}") from error
         if not found:
             raise SourceError(f"no *{' or *'.join(suffixes)} file in {self.root!r}; expected {self.expected}")
         return found
@@ -104,7 +105,7 @@ class Files:
         except OSError:
             raise
         except Exception as error:  # object stores have errors of their own
-            raise OSError(_brief(error)) from error
+            raise OSError(brief(error)) from error
         return io.BytesIO(data)
 
     def place(self, name: str) -> str:
@@ -181,7 +182,7 @@ class Files:
         import fsspec
 
         scheme = self.root.partition("://")[0]
-        if scheme in ("s3", "gs", "az", "abfs"):
+        if f"{scheme}://" in BUCKETS:
             import obstore.fsspec
 
             obstore.fsspec.register(scheme)
@@ -259,12 +260,6 @@ def _entry(path: Path, name: str) -> Entry:
         # Named but not there, or a link to nothing: that is data too, for reading it fails and its row says so.
         return Entry(name, 0, 0)
     return Entry(name, stat.st_size, stat.st_mtime_ns)
-
-
-def _brief(error: Exception) -> str:
-    """Give the first sentence of an error: those of object stores go on with the server's own pages."""
-    first = (str(error) or repr(error)).partition("Debug source")[0].strip()
-    return " ".join(first.split())[:300]
 
 
 def _time(facts: dict[str, Any]) -> int:
