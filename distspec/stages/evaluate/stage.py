@@ -162,7 +162,9 @@ def evaluate(
     lineage |= {} if checkpoint is None else {"model": checkpoint.sha256}
     with stage_run(experiment, store, "evaluate", folder.name, lineage, workers=True) as run:
         places = _places(experiment, store, detected)
-        arguments = (store.path, plan, experiment, None if checkpoint is None else checkpoint.folder, places)
+        # Who plants need not know all that it is measured against: megabytes for each worker.
+        sent = replace(plan, background=plan.background[:0])
+        arguments = (store.path, sent, experiment, None if checkpoint is None else checkpoint.folder, places)
         parts = _work(experiment, plan, folder, arguments)
         background = np.stack([table.take(name, plan.background) for name in table.names], axis=1)
         joined = joined_scores(experiment.compare.scores, table)

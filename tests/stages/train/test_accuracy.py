@@ -46,7 +46,7 @@ def test_errors_of_a_convolutional_model_are_those_of_scaled_flux(whole: tuple[E
     torch.manual_seed(1)
     model = models.build(Convolutional(channels=(4, 2)), made.store.grid).eval()
     feed = Feed(made.store.path, experiment.train, experiment.seed)
-    found = measure(model, feed, ALONE)
+    found = measure(model, (feed,), ALONE)
     spectra = made.store.take(np.flatnonzero(feed.validation))
     flux = np.where(spectra.good, spectra.flux, 0.0).astype(np.float32)
     with torch.no_grad():

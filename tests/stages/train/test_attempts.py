@@ -83,17 +83,16 @@ def disturbed(experiment: Experiment, store: str, later: float = 0.0) -> tuple[d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("density", [{"kind": "sliced", "layers": 4}, {"kind": "spline", "fit": {"epochs": 2}}])
 def test_a_range_of_workers_gives_the_same_bits_for_any_number_of_them(
-    store: SpectraStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, density: dict[str, Any]
+    store: SpectraStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    for workers in (1, 2, 3):
+    for workers in (1, 3):
         monkeypatch.setattr(attempts, "_room", lambda settings, each, workers=workers: workers)
-        experiment = small(tmp_path / str(workers), train=RANGE | {"density": density, "epochs": 2})
-        found.append(train(experiment, store))
-    assert len({checkpoint.sha256 for checkpoint in found}) == 1
-    assert found[0].facts == found[1].facts == found[2].facts
+        change = RANGE | {"density": {"kind": "sliced", "layers": 4}, "epochs": 2}
+        found.append(train(small(tmp_path / str(workers), train=change), store))
+    assert found[0].sha256 == found[1].sha256
+    assert found[0].facts == found[1].facts
 
 
 @pytest.mark.slow
