@@ -54,6 +54,9 @@ COMMAND = (sys.executable, "-m", "tests.bench.faults")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 """Workers import the faults."""
 
+PATIENCE = 1500.0
+"""Seconds after which a stage counts as hung. A row that never ends is waited for in every item that holds it."""
+
 HOST = 5
 """Place of the host that a fault of `evaluate` strikes."""
 
@@ -118,11 +121,11 @@ def tried(folder: Path, stage: str, fault: str) -> dict[str, Any]:
     threshold = min(0.95, 1 - memory.available / memory.total + 3e9 / memory.total)
     watch = {"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_memory_monitor_refresh_ms": "250"}
     environment = ENVIRONMENT | (watch if fault == "memory" else {})
-    options: dict[str, Any] = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": 400, "check": False}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": PATIENCE, "check": False}
     try:
         ended = subprocess.run(command, env=environment, **options)
     except subprocess.TimeoutExpired:
-        return {"seconds": 400.0, "error": "did not end in 400 s"}
+        return {"seconds": PATIENCE, "error": f"did not end in {PATIENCE:.0f} s"}
     if ended.returncode:
         return {"seconds": time.perf_counter() - begun, "error": (ended.stderr.strip() or "?").splitlines()[-1]}
     told: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])

@@ -32,6 +32,9 @@ def test_workers_start_without_the_libraries_of_the_driver() -> None:
     folders = [folder.name for folder in resources.files("distspec.stages").iterdir() if folder.is_dir()]
     stages = {name for name in folders if (resources.files("distspec.stages") / name / "workers.py").is_file()}
     assert {"ingest", "train", "score", "explain"} <= stages
-    by_ray = {"train", "tune"}
-    assert not modules_with(*(f"distspec.stages.{name}.workers" for name in stages - by_ray)) & (NEVER | WITH_RAY)
+    by_ray, by_arrow = {"train", "tune"}, {"export"}
+    light = stages - by_ray - by_arrow
+    assert not modules_with(*(f"distspec.stages.{name}.workers" for name in light)) & (NEVER | WITH_RAY)
+    # What writes Parquet needs Arrow.
+    assert not modules_with(*(f"distspec.stages.{name}.workers" for name in stages & by_arrow)) & (NEVER | {"ray"})
     assert not modules_with(*(f"distspec.stages.{name}.workers" for name in stages & by_ray)) & NEVER

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from distspec.cli import main
 from distspec.config import Experiment, dump
 from distspec.errors import ConfigError, DistspecWarning, LayoutError, SourceError
 from distspec.pipeline import check, run
+from distspec.runtime.workers import map_items
 from distspec.sources.desi.coadds import DesiCoadds
 from distspec.sources.simulation.survey import SimulatedSurvey
 from distspec.spectra import Status
+from distspec.stages.ingest import stage as ingest_stage
 from distspec.stages.ingest.check import audit
 from distspec.stages.ingest.finish import duplicate_rows
 from distspec.stages.ingest.stage import ingest
@@ -317,6 +320,8 @@ def test_a_file_that_could_not_be_counted_loses_no_spectra_silently(
 
     with monkeypatch.context() as patched:
         patched.setattr(DesiCoadds, "count", blip)
+        # In this process, which is the one that is disturbed.
+        patched.setattr(ingest_stage, "map_items", partial(map_items, here=True))
         store = ingest(experiment)
     assert store.rows == 21
     status, names, notes = (store.column(name) for name in ("status", "file", "note"))
