@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from distspec.config import Experiment, Needs, Train
-from distspec.errors import ShardError
 from distspec.pipeline import run
 from distspec.results.layout import model_folder
 from distspec.stages.train import attempts
@@ -104,28 +103,6 @@ def test_a_range_goes_on_after_a_node_is_lost_and_ends_with_the_same_weights(
     told, _ = disturbed(small(tmp_path / "out", train=change), store.path)
     assert told["nodes"] == 2  # the head, and the one that is left
     assert told["sha256"] == undisturbed.sha256
-
-
-@pytest.mark.slow
-def test_a_fixed_number_says_what_it_waits_for_and_goes_on_once_a_node_joins(
-    store: SpectraStore, tmp_path: Path
-) -> None:
-    change = MODEL | {"epochs": 8, "workers": 2}
-    undisturbed = train(small(tmp_path / "whole", train=change), store)
-    told, said = disturbed(small(tmp_path / "out", train=change), store.path, later=30.0)
-    assert told["sha256"] == undisturbed.sha256
-    assert "training waits for 2 workers, each of which takes 1 CPU and 0 GPUs; the cluster has 1 CPU" in said
-
-
-@pytest.mark.slow
-def test_an_epoch_that_never_ends_is_tried_again_and_then_given_up(
-    store: SpectraStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attempts, "TRIES", 2)
-    # No epoch ends in so short a time.
-    experiment = small(tmp_path, train=MODEL | {"workers": 1}, runtime={"workers": 2, "item_seconds": 0.001})
-    with pytest.raises(ShardError, match="2 attempts brought no epoch more, given up"):
-        train(experiment, store)
 
 
 def test_one_more_range_names_the_same_model_if_its_shares_are_the_same(tmp_path: Path) -> None:
