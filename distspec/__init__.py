@@ -16,7 +16,7 @@ From the top floor to the ground; nothing imports what stands above it.
 - `store/`: rows x pixels on Zarr.
 - `config/`: settings, one file a verb; presets.
 - `files`: files and folders that appear whole or not at all.
-- `addresses`: where results lie: a folder or a bucket.
+- `addresses`: addresses of folders and buckets.
 - `statistics/`: arrays -> numbers.
 - `spectra/`: the vocabulary: spectra, their grid, status and lines.
 - `errors`: all errors.

@@ -1,8 +1,7 @@
 """Files and folders that appear whole or not at all, and the forms that they have: JSON, CSV, safetensors.
 
 What is written gets a hidden name beside its place first and is renamed over it when all went well, so that whoever
-looks finds the old content or the new one. What goes to a bucket is made in a local folder first. The store's own
-files are not written here.
+looks finds the old content or the new one. The store's own files are not written here.
 """
 
 import csv
@@ -13,7 +12,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from distspec.addresses import BucketPath, Place
 from distspec.errors import CheckpointError, DistspecError, StoreError
 
 if TYPE_CHECKING:
@@ -34,7 +31,6 @@ __all__ = [
     "in_place",
     "read_json",
     "read_tensors",
-    "remove",
     "replacing",
     "write_csv",
     "write_file",
@@ -83,25 +79,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _uploading(path: BucketPath) -> Iterator[Path]:
-    """Give a name in a local folder to write a file or folder to, and put it in a bucket when all went well.
-
-    The files of a folder appear one after another, by name; those that are not among them go.
-    """
-    with tempfile.TemporaryDirectory(prefix="distspec-") as scratch:
-        partial = Path(scratch) / path.name
-        yield partial
-        if partial.is_file():
-            path.upload(partial)
-            return
-        path.remove()
-        for file in sorted(partial.rglob("*")):
-            if file.is_file():
-                (path / file.relative_to(partial).as_posix()).upload(file)
-
-
-@contextmanager
-def in_place(path: Place, advice: str = _ADVICE) -> Iterator[Path]:
+def in_place(path: Path, advice: str = _ADVICE) -> Iterator[Path]:
     """Give a hidden name beside `path` to write a file or folder to, and rename it when all went well.
 
     Arguments:
@@ -112,7 +90,7 @@ def in_place(path: Place, advice: str = _ADVICE) -> Iterator[Path]:
         StoreError: the place cannot be written.
     """
     try:
-        with replacing(path) if isinstance(path, Path) else _uploading(path) as partial:
+        with replacing(path) as partial:
             yield partial
     except DistspecError:
         raise
@@ -120,7 +98,7 @@ def in_place(path: Place, advice: str = _ADVICE) -> Iterator[Path]:
         raise StoreError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
 
 
-def write_file(path: Place, content: str | bytes | memoryview, advice: str = _ADVICE) -> None:
+def write_file(path: Path, content: str | bytes | memoryview, advice: str = _ADVICE) -> None:
     """Write a file that appears whole; text becomes UTF-8 with its line ends as they are.
 
     Raises:
@@ -130,40 +108,17 @@ def write_file(path: Place, content: str | bytes | memoryview, advice: str = _AD
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_folder(folder: Place, files: Mapping[str, bytes], advice: str = _ADVICE) -> None:
+def write_folder(folder: Path, files: Mapping[str, bytes], advice: str = _ADVICE) -> None:
     """Write a folder of files that appears whole, in place of an earlier one.
-
-    In a bucket it is whole where the last of these files is: that goes first, and comes last.
 
     Raises:
         StoreError: the place cannot be written.
     """
-    if isinstance(folder, BucketPath):
-        try:
-            (folder / list(files)[-1]).unlink(missing_ok=True)
-            folder.remove()
-            for name, content in files.items():
-                (folder / name).write_bytes(content)
-        except OSError as error:
-            raise StoreError(f"cannot write {folder}: {error.strerror or error}; {advice}") from error
-        return
     with in_place(folder, advice) as partial:
         partial.mkdir()
         for name, content in files.items():
             (partial / name).write_bytes(content)
             _sync(partial / name)
-
-
-def remove(place: Place) -> None:
-    """Remove a file or a folder with all that is in it; what is not there, or cannot be removed, is left."""
-    if isinstance(place, BucketPath):
-        with suppress(OSError):
-            place.remove()
-    elif place.is_dir():
-        shutil.rmtree(place, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            place.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -174,7 +129,7 @@ def _sync(path: Path) -> None:
 # --- JSON and safetensors --------------------------------------------------------------------------------------------
 
 
-def read_json(path: Place, make: str = "train first") -> dict[str, Any]:
+def read_json(path: Path, make: str = "train first") -> dict[str, Any]:
     """Read the description of a checkpoint, of a fitted detector, or of what a stage found.
 
     Arguments:
@@ -198,7 +153,7 @@ def read_json(path: Place, make: str = "train first") -> dict[str, Any]:
     return text
 
 
-def read_tensors(path: Place, sha256: str) -> "dict[str, Tensor]":
+def read_tensors(path: Path, sha256: str) -> "dict[str, Tensor]":
     """Read a safetensors file whose SHA-256 is known.
 
     Raises:
@@ -246,7 +201,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]], *, quoted: bo
 
 
 def write_csv(
-    path: Place, header: Sequence[str], rows: Iterable[Sequence[Any]], *, quoted: bool = True, end: str = "\n"
+    path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], *, quoted: bool = True, end: str = "\n"
 ) -> None:
     """Write a table as `csv_text` does to a file that appears whole, one line after another.
 

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float64, Int64
 from distspec.errors import LayoutError
 from distspec.results.explanations import region_of_pixel
 from distspec.results.scores import Fold, Scores, distributions, fold_here, list_length, top_lists
-from distspec.spectra.segments import edges_of, fold
+from distspec.spectra.segments import edges_of
+from distspec.spectra.segments import fold as fold_segments
 from distspec.statistics.summaries import ByName, Histogram
 from distspec.store import Layer, SpectraStore
 
@@ -80,8 +81,7 @@ def recovery(
     _require_truth(store)
     histograms = distributions(scores, fold) if histograms is None else histograms
     counts = fold(_Planted, (store,), range(store.shards), "planted spectra") or {}
-    names = sorted(kind for kind, _ in counts if kind)
-    names = list(dict.fromkeys(names))
+    names = sorted({kind for kind, _ in counts if kind})
     size = list_length(sum(count for (_, usable), count in counts.items() if usable), fraction)
     tops = top_lists(scores, dict.fromkeys(scores.names, size), histograms, fold)
     found = {}
@@ -160,7 +160,7 @@ def pointing(store: SpectraStore, explanation: Layer) -> list[Pointing]:
     # In runs, since weights of pixels are many.
     heavy = [_heaviest(explanation, segment_of, planted[start : start + 256]) for start in range(0, len(planted), 256)]
     heaviest, positive = np.concatenate(heavy or [np.zeros((0, 2, len(names)), np.int64)]).transpose(1, 0, 2)
-    edges = edges_of(store.grid, fold(np.zeros(int(segment_of[-1]) + 1), segment_of)[1])
+    edges = edges_of(store.grid, fold_segments(np.zeros(int(segment_of[-1]) + 1), segment_of)[1])
     windows = truth_windows(store, explanation.read("row")[planted])
     # NaN compares false, so an unused window overlaps nothing.
     inside = (edges[None, None, :-1] < windows[:, :, 1, None]) & (edges[None, None, 1:] > windows[:, :, 0, None])
@@ -186,7 +186,7 @@ def _heaviest(
     explanation: Layer, segment_of: Int64[np.ndarray, "pixels"], places: Int64[np.ndarray, "n"]
 ) -> Int64[np.ndarray, "n 2 k"]:
     """Give the segments of largest |weight| and of largest positive weight; -1 where there is none."""
-    weights, _ = fold(explanation.take("weights", places), segment_of)
+    weights, _ = fold_segments(explanation.take("weights", places), segment_of)
     lost = np.isnan(weights).any(axis=2)
     weights = np.where(np.isnan(weights), 0.0, weights)
     heaviest = np.where(lost, -1, np.abs(weights).argmax(axis=2))

@@ -10,7 +10,7 @@ from functools import partial, reduce
 from operator import add
 from typing import Any, Final
 
-from distspec.config import Needs, Runtime
+from distspec.config import Runtime
 from distspec.runtime.actors import Prepared, Work, apply_work
 from distspec.runtime.workers import map_items
 
@@ -24,44 +24,29 @@ HERE: Final = 16
 
 
 def folding(settings: Runtime, stage: str) -> Callable[..., Any]:
-    """Give `fold` as a stage does it: called with a class of work, its arguments, the items and a label.
-
-    For what adds up over a survey and must not know of workers.
-    """
-    return partial(_fold, settings, settings.needs(stage))
-
-
-def _fold(
-    settings: Runtime,
-    needs: Needs,
-    factory: Callable[..., Work],
-    arguments: tuple[Any, ...],
-    items: Sequence[Any],
-    label: str = "",
-) -> Any:
-    return fold(factory, arguments, items, settings, label, needs=needs)
+    """Give `fold` as a stage does it, for what adds up over a survey and must not know of workers."""
+    return partial(fold, settings, stage)
 
 
 def fold(
+    settings: Runtime,
+    stage: str,
     factory: Callable[..., Work],
     arguments: tuple[Any, ...],
     items: Sequence[Any],
-    settings: Runtime,
     label: str = "",
-    *,
-    needs: Needs = Needs(),
 ) -> Any:
     """Summarize items, usually one a shard, and add the summaries up.
 
+    Few items (`HERE`) are done in this process: that takes less than the start of a worker. The result is the same.
+
     Arguments:
+        settings: number of workers, time limit of a run of items.
+        stage: whose workers do it, as to what they take of the cluster.
         factory: importable class whose instances give the summary of an item; summaries are added by `+`.
         arguments: of the factory; small, since every worker gets a copy.
         items: in the order in which their summaries are added; small and picklable.
-        settings: number of workers, time limit of a run of items.
         label: what the progress bar says.
-        needs: what each worker takes of the cluster.
-
-    Few items (`HERE`) are done in this process: that takes less than the start of a worker. The result is the same.
 
     Returns:
         The sum; None of no items.
@@ -70,18 +55,18 @@ def fold(
         DistspecError: what the work raised itself.
         ShardError: the work failed in another way, or a run of items ended its workers.
     """
-    runs = list(enumerate(runs_of(items)))
+    runs = list(enumerate(runs_of(items, RUNS)))
     if len(items) <= HERE:
         # Without a bar: it is over at once.
         work = Prepared(_Fold, (factory, arguments))
         done: Iterable[Any] = (apply_work(work, run) for run in runs)
     else:
-        done = map_items(_Fold, (factory, arguments), runs, settings, label, needs=needs, here=False)
+        done = map_items(_Fold, (factory, arguments), runs, settings, label, needs=settings.needs(stage), here=False)
     found = in_order(done, len(runs))
     return reduce(add, found) if runs else None
 
 
-def runs_of(items: Sequence[Any], most: int = RUNS) -> list[tuple[Any, ...]]:
+def runs_of(items: Sequence[Any], most: int) -> list[tuple[Any, ...]]:
     """Cut items into at most so many runs of one length, but for the last.
 
     Example:

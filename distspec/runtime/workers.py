@@ -170,7 +170,7 @@ class _Spread:
     ) -> None:
         self._settings, self._label, self._needs, self._cut = settings, label, needs, cut
         self._job, self._count = ray.put(job), len(items)
-        self._limit = workers_of(settings, len(items), needs)
+        self._limit, self._counted = workers_of(settings, len(items), needs), time.monotonic()
         self._queue = deque(_Task(item, settings.item_seconds) for item in items)
         self._starting: dict[Any, Worker] = {}
         self._busy: dict[Any, tuple[Worker, _Task, float]] = {}
@@ -205,8 +205,9 @@ class _Spread:
         self._starting, self._busy, self._idle = {}, {}, []
 
     def _start_workers(self) -> None:
-        # The cluster may have grown or shrunk.
-        self._limit = workers_of(self._settings, self._count, self._needs)
+        if time.monotonic() - self._counted > TICK:
+            # The cluster may have grown or shrunk.
+            self._limit, self._counted = workers_of(self._settings, self._count, self._needs), time.monotonic()
         working = len(self._busy) + len(self._idle) + len(self._starting)
         for _ in range(min(self._limit, len(self._queue) + len(self._busy)) - working):
             worker = take(self._needs)

@@ -3,17 +3,15 @@
 Each in a process of its own, since a process has one Ray.
 """
 
-import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from tests.support.processes import PATIENCE
+from tests.support.processes import PATIENCE, told_by
 
 SETTING = """
 import json, os, sys, threading, time
@@ -54,14 +52,7 @@ class Slow:
 
 def outcome(nodes: list[str], items: int, when: str, act: str) -> tuple[dict[str, Any], str]:
     """Work through items on a cluster to which something happens; give seconds and results, and stderr."""
-    program = SETTING.format(nodes=nodes, items=items, when=when, act=act)
-    root = Path(__file__).parents[2]
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=PATIENCE, check=False
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    told: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return told, ended.stderr
+    return told_by(SETTING.format(nodes=nodes, items=items, when=when, act=act))
 
 
 @pytest.mark.slow

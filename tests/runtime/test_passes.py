@@ -12,11 +12,11 @@ from distspec.pipeline import Products
 from distspec.results.scores import Scores, distributions, linear_histogram, ranks, top_lists
 from distspec.results.truth import recovery
 from distspec.runtime import passes
-from distspec.runtime.passes import RUNS, fold, folding, in_order, runs_of
+from distspec.runtime.passes import fold, folding, in_order, runs_of
 from distspec.stages.compare.bias import find_groups, measure_bias
 from distspec.stages.score.census import take_census
 
-ITEMS = range(2 * RUNS + 88)
+ITEMS = range(40)
 
 
 class Waves:
@@ -32,11 +32,12 @@ class Waves:
 
 
 def test_workers_and_this_process_add_to_the_same_bits(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "RUNS", 16)
     monkeypatch.setattr(passes, "HERE", len(ITEMS))
-    here = fold(Waves, (5,), ITEMS, Runtime())
-    monkeypatch.undo()
+    here = fold(Runtime(), "score", Waves, (5,), ITEMS)
+    monkeypatch.setattr(passes, "HERE", 0)
     for workers in (1, 2):
-        assert_array_equal(fold(Waves, (5,), ITEMS, Runtime(workers=workers)), here)
+        assert_array_equal(fold(Runtime(workers=workers), "score", Waves, (5,), ITEMS), here)
     plain = np.zeros(5)
     for item in ITEMS:
         plain = plain + Waves(5)(item)
@@ -44,12 +45,12 @@ def test_workers_and_this_process_add_to_the_same_bits(ray_session: None, monkey
 
 
 def test_nothing_to_add_is_none() -> None:
-    assert fold(Waves, (5,), [], Runtime()) is None
+    assert fold(Runtime(), "score", Waves, (5,), []) is None
 
 
 def test_an_error_of_an_item_passes_as_it_is() -> None:
     with pytest.raises(ShardError, match="item -1 has no wave"):
-        fold(Waves, (5,), [3, -1], Runtime())
+        fold(Runtime(), "score", Waves, (5,), [3, -1])
 
 
 @given(st.integers(0, 2000), st.integers(1, 300))

@@ -1,14 +1,16 @@
 """Programs that a test starts: with the signals that a terminal gives them, and ended whole whatever becomes of it."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
-__all__ = ["PATIENCE", "finished", "started"]
+__all__ = ["PATIENCE", "finished", "started", "told_by"]
 
 PATIENCE = 800.0
 """Seconds after which a program counts as hung: many times what it takes, even beside other load."""
@@ -50,3 +52,10 @@ def finished(command: Sequence[str], **options: Any) -> "subprocess.CompletedPro
     with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
         out, err = process.communicate(timeout=PATIENCE)
     return subprocess.CompletedProcess(list(command), process.returncode, out, err)
+
+
+def told_by(program: str) -> tuple[Any, str]:
+    """Run Python code of its own process in the project's folder; give what its last line tells as JSON, and stderr."""
+    ended = finished([sys.executable, "-c", program], cwd=Path(__file__).parents[2])
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return json.loads(ended.stdout.splitlines()[-1]), ended.stderr

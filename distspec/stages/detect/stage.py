@@ -192,14 +192,20 @@ def _fit(
 
 def _look(experiment: Experiment, store: SpectraStore, folders: Sequence[str], items: Sequence[Any]) -> None:
     """Let detectors look at all training spectra and learn from it; runs that an interrupted look has left stay."""
+
+    def there(folder: str, number: int) -> bool:
+        return (Path(folder) / look_file(store.rows, number)).is_file()
+
     runs = list(enumerate(runs_of(items, _LOOK_RUNS)))
-    missing = [(n, run) for n, run in runs if not all((Path(folder) / look_file(n)).is_file() for folder in folders)]
+    missing = [(n, run) for n, run in runs if not all(there(folder, n) for folder in folders)]
     settings, needs = experiment.runtime, experiment.runtime.needs("detect")
     for _ in map_items(Summarizer, (store.path, folders), missing, settings, "look", needs=needs):
         pass
     # What takes gigabytes with long spectra is no work for this process, which may be anywhere.
     here = store.grid.pixels <= _FEW_PIXELS
-    for _ in map_items(Learner, (len(runs), store.recipe), folders, settings, "learn", needs=needs, here=here):
+    states = [(folder, load_detector(folder)[1]) for folder in folders]
+    arguments = (store.rows, len(runs), store.recipe)
+    for _ in map_items(Learner, arguments, states, settings, "learn", needs=needs, here=here):
         pass
 
 

@@ -68,7 +68,7 @@ class Summarizer:
                 found = detector.look(spectra)
                 total[folder] = total[folder] + found if folder in total else found
         for folder, summary in total.items():
-            write_summary(Path(folder) / look_file(number), summary)
+            write_summary(Path(folder) / look_file(self._store.rows, number), summary)
         return number
 
 
@@ -78,20 +78,24 @@ class Learner:
     One run after the other, so that two of their sums are in memory.
     """
 
-    def __init__(self, runs: int, recipe: str) -> None:
-        self._runs, self._recipe = runs, recipe
+    def __init__(self, rows: int, runs: int, recipe: str) -> None:
+        self._rows, self._runs, self._recipe = rows, runs, recipe
 
-    def __call__(self, folder: str) -> None:
-        place = Path(folder)
-        detector, _ = load_detector(folder)
-        total = reduce(add, (read_summary(place / look_file(number), detector) for number in range(self._runs)))
+    def __call__(self, item: tuple[str, str]) -> None:
+        """Learn, by the folder of a detector and its SHA-256 before."""
+        folder, before = item
+        detector, now = load_detector(folder)
+        if now != before:
+            return  # a worker that was lost since had learned already
+        files = (Path(folder) / look_file(self._rows, number) for number in range(self._runs))
+        total = reduce(add, (read_summary(file, detector) for file in files))
         # The folder is replaced, and with it go the files of the look.
         save_detector(detector.learn(total), folder, self._recipe)
 
 
-def look_file(number: int) -> str:
-    """Name the file of what a run of shards gave."""
-    return f"look-{number}.npz"
+def look_file(rows: int, number: int) -> str:
+    """Name the file of what a run of shards gave; a store that has grown meanwhile has other runs."""
+    return f"look-{rows}-{number}.npz"
 
 
 class DetectorScorer:

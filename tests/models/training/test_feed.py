@@ -80,7 +80,7 @@ def test_a_pixel_of_1e30_does_not_become_the_mean_spectrum(
     assert torch.allclose(before, feed.mean(), atol=0.05)
 
 
-@pytest.mark.parametrize(("frame", "cache"), [("rest", 0.0), ("observed", 1.0)])
+@pytest.mark.parametrize(("frame", "cache"), [("rest", 0.0), pytest.param("observed", 1.0, marks=pytest.mark.slow)])
 def test_a_model_is_trained_on_what_it_scores(tmp_path: Path, frame: str, cache: float, ray_session: None) -> None:
     sample = {"missing_max": 0.1, "impute": True, "divide_by_mean": True}
     prepare = SMALL["ingest"]["prepare"] | {"frame": frame, "sample": sample}

@@ -1,9 +1,6 @@
 """Trainings that lose workers or nodes, on Ray's own cluster for tests: several nodes on this machine."""
 
-import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from distspec.stages.train import attempts
 from distspec.stages.train.stage import train
 from distspec.stages.train.workers import TrainingJob
 from distspec.store import SpectraStore
-from tests.support.processes import PATIENCE
+from tests.support.processes import told_by
 from tests.support.small import small
 
 MODEL = {"model": {"hidden": [32], "latents": 4}, "epochs": 4, "batch": 64}
@@ -71,14 +68,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Spectr
 
 def disturbed(experiment: Experiment, store: str, later: float = 0.0) -> tuple[dict[str, Any], str]:
     """Train on two nodes, one of which is lost after two epochs; give what is told, and stderr."""
-    program = SETTING.format(experiment=experiment.model_dump_json(), store=store, later=later)
-    root = Path(__file__).parents[3]
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=PATIENCE, check=False
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    told: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return told, ended.stderr
+    return told_by(SETTING.format(experiment=experiment.model_dump_json(), store=store, later=later))
 
 
 @pytest.mark.slow
