@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = [
+    "BucketError",
     "CheckpointError",
     "ConfigError",
     "DistspecError",
@@ -44,6 +45,10 @@ class StoreError(DistspecError):
 
 class StoreNotFoundError(StoreError, FileNotFoundError):
     """There is no store at the given place."""
+
+
+class BucketError(StoreError, OSError):
+    """A bucket does not answer, or refuses."""
 
 
 class LayoutError(StoreError, ValueError):

@@ -1,7 +1,8 @@
 """Files and folders that appear whole or not at all, and the forms that they have: JSON, CSV, safetensors.
 
 What is written gets a hidden name beside its place first and is renamed over it when all went well, so that whoever
-looks finds the old content or the new one. The store's own files are not written here.
+looks finds the old content or the new one. What goes to a bucket is made in a local folder first. The store's own
+files are not written here.
 """
 
 import csv
@@ -12,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from distspec.addresses import BucketPath, Place
 from distspec.errors import CheckpointError, DistspecError, StoreError
 
 if TYPE_CHECKING:
@@ -29,8 +32,10 @@ if TYPE_CHECKING:
 __all__ = [
     "csv_text",
     "in_place",
+    "local_copy",
     "read_json",
     "read_tensors",
+    "remove",
     "replacing",
     "write_csv",
     "write_file",
@@ -79,7 +84,25 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def in_place(path: Path, advice: str = _ADVICE) -> Iterator[Path]:
+def _uploading(path: BucketPath) -> Iterator[Path]:
+    """Give a name in a local folder to write a file or folder to, and put it in a bucket when all went well.
+
+    The files of a folder appear one after another, by name; those that are not among them go.
+    """
+    with tempfile.TemporaryDirectory(prefix="distspec-") as scratch:
+        partial = Path(scratch) / path.name
+        yield partial
+        if partial.is_file():
+            path.upload(partial)
+            return
+        path.remove()
+        for file in sorted(partial.rglob("*")):
+            if file.is_file():
+                (path / file.relative_to(partial).as_posix()).upload(file)
+
+
+@contextmanager
+def in_place(path: Place, advice: str = _ADVICE) -> Iterator[Path]:
     """Give a hidden name beside `path` to write a file or folder to, and rename it when all went well.
 
     Arguments:
@@ -90,7 +113,7 @@ def in_place(path: Path, advice: str = _ADVICE) -> Iterator[Path]:
         StoreError: the place cannot be written.
     """
     try:
-        with replacing(path) as partial:
+        with replacing(path) if isinstance(path, Path) else _uploading(path) as partial:
             yield partial
     except DistspecError:
         raise
@@ -98,7 +121,7 @@ def in_place(path: Path, advice: str = _ADVICE) -> Iterator[Path]:
         raise StoreError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
 
 
-def write_file(path: Path, content: str | bytes | memoryview, advice: str = _ADVICE) -> None:
+def write_file(path: Place, content: str | bytes | memoryview, advice: str = _ADVICE) -> None:
     """Write a file that appears whole; text becomes UTF-8 with its line ends as they are.
 
     Raises:
@@ -108,17 +131,56 @@ def write_file(path: Path, content: str | bytes | memoryview, advice: str = _ADV
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes], advice: str = _ADVICE) -> None:
+def write_folder(folder: Place, files: Mapping[str, bytes], advice: str = _ADVICE) -> None:
     """Write a folder of files that appears whole, in place of an earlier one.
+
+    In a bucket it is whole where the last of these files is: that goes first, and comes last.
 
     Raises:
         StoreError: the place cannot be written.
     """
+    if isinstance(folder, BucketPath):
+        try:
+            (folder / list(files)[-1]).unlink(missing_ok=True)
+            folder.remove()
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+        except OSError as error:
+            raise StoreError(f"cannot write {folder}: {error.strerror or error}; {advice}") from error
+        return
     with in_place(folder, advice) as partial:
         partial.mkdir()
         for name, content in files.items():
             (partial / name).write_bytes(content)
             _sync(partial / name)
+
+
+@contextmanager
+def local_copy(folder: Place) -> Iterator[Path]:
+    """Give a folder itself or, of one in a bucket, a copy of the files in it, for libraries that know files alone.
+
+    Raises:
+        OSError: the bucket does not answer.
+    """
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="distspec-") as scratch:
+        for file in folder.iterdir():
+            file.download(Path(scratch) / file.name)
+        yield Path(scratch)
+
+
+def remove(place: Place) -> None:
+    """Remove a file or a folder with all that is in it; what is not there, or cannot be removed, is left."""
+    if isinstance(place, BucketPath):
+        with suppress(OSError):
+            place.remove()
+    elif place.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            place.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -129,7 +191,7 @@ def _sync(path: Path) -> None:
 # --- JSON and safetensors --------------------------------------------------------------------------------------------
 
 
-def read_json(path: Path, make: str = "train first") -> dict[str, Any]:
+def read_json(path: Place, make: str = "train first") -> dict[str, Any]:
     """Read the description of a checkpoint, of a fitted detector, or of what a stage found.
 
     Arguments:
@@ -153,7 +215,7 @@ def read_json(path: Path, make: str = "train first") -> dict[str, Any]:
     return text
 
 
-def read_tensors(path: Path, sha256: str) -> "dict[str, Tensor]":
+def read_tensors(path: Place, sha256: str) -> "dict[str, Tensor]":
     """Read a safetensors file whose SHA-256 is known.
 
     Raises:
@@ -201,7 +263,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]], *, quoted: bo
 
 
 def write_csv(
-    path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], *, quoted: bool = True, end: str = "\n"
+    path: Place, header: Sequence[str], rows: Iterable[Sequence[Any]], *, quoted: bool = True, end: str = "\n"
 ) -> None:
     """Write a table as `csv_text` does to a file that appears whole, one line after another.
 

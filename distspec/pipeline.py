@@ -14,17 +14,20 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from distspec.addresses import address_of, in_bucket
 from distspec.config import Experiment, dump
 from distspec.errors import ConfigError
 from distspec.files import write_file
-from distspec.results.layout import store_path
+from distspec.results.layout import output_of, store_path
 from distspec.runtime.cluster import connect, refuse_at_once
+from distspec.runtime.lease import held
 from distspec.runtime.pool import kept_workers
+from distspec.runtime.tracking import tracking_uri
 from distspec.runtime.workers import map_items
 from distspec.stages.ingest.check import audit
 from distspec.stages.order import STAGES
 from distspec.stages.stage import Job, Products, Stage, State
-from distspec.store import SpectraStore
+from distspec.store import Layer, SpectraStore
 
 __all__ = ["Planned", "Products", "check", "given_up", "plan", "run", "told"]
 
@@ -43,7 +46,8 @@ def run(experiment: Experiment, only: str | None = None, say: Callable[[str], No
         DistspecError: the input, the settings or the output are refused.
     """
     refuse_at_once(experiment.runtime, experiment.train.fewest if only in (None, "train") else 0)
-    with _locked(experiment) as folder, _terminated_as_interrupt(), kept_workers():
+    tracking_uri(experiment)
+    with _locked(experiment), _terminated_as_interrupt(), kept_workers():
         job = Job(experiment, stages=STAGES)
         stages = STAGES if only is None else _needed(only)
         done: list[str] = []
@@ -59,7 +63,7 @@ def run(experiment: Experiment, only: str | None = None, say: Callable[[str], No
             if asked or stage.in_run:
                 job = replace(job, have=stage.make(job) if asked else stage.find(job))
         # Only now: settings that were refused must not stand beside the results of others.
-        write_file(folder / "experiment.toml", dump(experiment))
+        write_file(output_of(experiment) / "experiment.toml", dump(experiment))
         return job.have
 
 
@@ -151,29 +155,34 @@ def check(experiment: Experiment, *, mend: bool = False) -> list[str]:
 
 
 @contextmanager
-def _locked(experiment: Experiment) -> Iterator[Path]:
-    """Make the output folder and keep a second run off it.
+def _locked(experiment: Experiment) -> Iterator[None]:
+    """Make the output and keep a second run off it, and off a store that lies elsewhere.
 
     Raises:
         ConfigError: the output cannot be written or another run uses it.
     """
-    folder = Path(experiment.output)
-    locks = [folder / ".lock"]
-    # A store that lies elsewhere may be that of several outputs. (A bucket knows no lock.)
-    if experiment.ingest.store and "://" not in experiment.ingest.store:
-        locks.append(Path(f"{experiment.ingest.store}.lock"))
-    with ExitStack() as held:
-        for path in locks:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(path, timeout=0))
-            except Timeout:
-                place = path.parent if path.name == ".lock" else experiment.ingest.store
-                raise ConfigError(f"another run is at work in {place}; wait for it or choose another") from None
-            except OSError as error:
-                what = "the output" if path.name == ".lock" else "the folder"
-                raise ConfigError(f"cannot write to {what} {path.parent}: {error.strerror}; choose another") from error
-        yield folder
+    output, store = output_of(experiment), experiment.ingest.store
+    locks = {f"the output {output}": output / ".lock"}
+    # A store that lies elsewhere may be that of several outputs.
+    if store and ("://" not in store or in_bucket(store)):
+        locks[f"the store {store}"] = address_of(f"{store}.lock")
+    with ExitStack() as stack:
+        for what, path in locks.items():
+            stack.enter_context(_file_lock(path, what) if isinstance(path, Path) else held(path, what))
+        yield
+
+
+@contextmanager
+def _file_lock(path: Path, what: str) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(path, timeout=0))
+        except Timeout:
+            raise ConfigError(f"another run is at work in {what}; wait for it or choose another") from None
+        except OSError as error:
+            raise ConfigError(f"cannot write to {what}: {error.strerror}; choose another") from error
+        yield
 
 
 @contextmanager

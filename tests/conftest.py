@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import urllib.request
 
 # Before a library starts its threads, and for programs that tests start too: in many small operations they would only
 # wait for each other. A run under OMP_NUM_THREADS=4 shows what threads change.
@@ -254,3 +255,29 @@ def whole(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         runtime={"workers": 1},
     )
     return experiment, run(experiment)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """An S3-compatible server of our own, with one bucket; the environment leads there."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://127.0.0.1:{port}"
+    facts = {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in facts}
+    os.environ.update(facts)
+    urllib.request.urlopen(urllib.request.Request(f"{address}/surveys", method="PUT"))
+    yield "s3://surveys"
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+    server.stop()

@@ -1,35 +1,114 @@
-"""Addresses mean the same everywhere, and errors of object stores fit in a line."""
+"""Places of results, in a bucket as in a folder: a real server, started here."""
 
+import pickle
 from pathlib import Path
 
 import pytest
 
-from distspec.addresses import absolute, brief, in_bucket
+from distspec.addresses import BucketPath, Place, absolute, address_of
+from distspec.errors import ConfigError, StoreError
+from distspec.files import read_json, remove, write_csv, write_file, write_folder
 
 
-def test_a_path_means_the_same_in_another_folder_and_a_url_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest, bucket: str, tmp_path: Path) -> Place:
+    """A place of either kind in which nothing lies yet."""
+    return tmp_path / "run" if request.param == "folder" else address_of(f"{bucket}/{tmp_path.name}/run/")
+
+
+def test_what_is_written_is_found_again(place: Place) -> None:
+    path = place / "a" / "b.json"
+    assert not path.exists()
+    assert not place.is_dir()
+    write_file(path, '{"x": 1}')
+    assert (path.is_file(), path.is_dir(), path.exists()) == (True, False, True)
+    assert (place.is_file(), place.is_dir(), place.exists()) == (False, True, True)
+    assert path.read_text("utf-8") == '{"x": 1}'
+    assert path.stat().st_size == 8
+    assert read_json(path) == {"x": 1}
+    with path.open("rb") as file:
+        file.seek(1)
+        assert file.read(3) == b'"x"'
+    write_file(path, "anew")
+    assert path.read_bytes() == b"anew"
+    path.unlink()
+    assert not path.exists()
+    path.unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError):
+        path.unlink()
+    with pytest.raises(FileNotFoundError):
+        path.read_bytes()
+
+
+def test_folders_are_replaced_and_listed_and_removed(place: Place) -> None:
+    folder = place / "epoch-1"
+    write_folder(folder, {"old": b"1", "x.json": b"2"})
+    write_folder(folder, {"new": b"3", "x.json": b"4"})
+    assert sorted(path.name for path in folder.iterdir()) == ["new", "x.json"]
+    assert (folder / "x.json").read_bytes() == b"4"
+    write_folder(place / "epoch-10", {"x.json": b"5"})
+    write_folder(place / "other", {"x.json": b"6"})
+    assert [path.name for path in sorted(place.glob("epoch-*"))] == ["epoch-1", "epoch-10"]
+    remove(folder)
+    assert sorted(path.name for path in place.iterdir()) == ["epoch-10", "other"]
+    remove(folder)
+
+
+def test_a_table_is_written_as_in_a_folder(place: Place) -> None:
+    write_csv(place / "t.csv", ("id", "z"), [("a", 0.5)], quoted=False, end="\r\n")
+    assert (place / "t.csv").read_bytes() == b"id,z\r\na,0.5\r\n"
+
+
+def test_a_folder_that_could_not_be_replaced_does_not_count_as_whole(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = address_of(f"{bucket}/{tmp_path.name}/model")
+    write_folder(folder, {"weights": b"1", "model.json": b"{}"})
+    put = BucketPath.write_bytes
+
+    def fails(self: BucketPath, content: bytes) -> None:
+        if self.name == "model.json":
+            raise OSError(5, "the connection broke")
+        put(self, content)
+
+    monkeypatch.setattr(BucketPath, "write_bytes", fails)
+    with pytest.raises(StoreError, match="cannot write .*model: the connection broke; make room"):
+        write_folder(folder, {"weights": b"2", "model.json": b"{}"})
+    assert not (folder / "model.json").exists()
+
+
+def test_the_parts_of_an_address(bucket: str) -> None:
+    path = address_of("s3://bucket//run/a.tar.gz/")
+    assert isinstance(path, BucketPath)
+    assert str(path) == "s3://bucket/run/a.tar.gz"
+    assert (path.name, path.suffix, path.stem, str(path.parent)) == ("a.tar.gz", ".gz", "a.tar", "s3://bucket/run")
+    assert str(path.with_name("b")) == "s3://bucket/run/b"
+    assert path.resolve() == pickle.loads(pickle.dumps(path)) == path
+    assert path.parent.parent.parent == path.parent.parent == address_of("s3://bucket")
+
+
+def test_places_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    here = absolute("run/store.zarr")
-    assert here == str(tmp_path.resolve() / "run/store.zarr")
-    monkeypatch.chdir("/")
-    assert absolute(here) == here
-    assert absolute("s3://bucket/run") == "s3://bucket/run"
+    assert address_of("out") == Path("out") == address_of(Path("out"))
+    assert address_of("file:///x/y") == Path("/x/y")
+    with pytest.raises(ConfigError, match="ftp://x is no place for results"):
+        address_of("ftp://x")
+    assert absolute("a/b") == str(tmp_path / "a/b")
+    assert absolute("/a/b") == "/a/b"
+    assert absolute("s3://a/b") == "s3://a/b"
 
 
-def test_buckets_are_known_by_their_schemes() -> None:
-    assert [in_bucket(text) for text in ("s3://a/b", "gs://a", "https://a/b", "s3/a", "/s3://a")] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
+def test_a_bucket_that_is_not_there_is_an_error_of_one_line(bucket: str) -> None:
+    with pytest.raises(StoreError, match="s3://no-such-bucket-here/x cannot be written: there is no such") as caught:
+        write_file(address_of("s3://no-such-bucket-here/x"), "text")
+    assert "\n" not in str(caught.value)
 
 
-def test_an_error_is_told_in_its_first_sentence() -> None:
-    error = OSError("Generic S3 error:\n  no answer\n\nDebug source:\nGeneric { store: ... }")
-    assert brief(error) == "Generic S3 error: no answer"
-    assert brief(ValueError()) == "ValueError()"
-    assert len(brief(OSError("x" * 1000))) == 300
+def test_content_is_put_over_known_content_only(bucket: str, tmp_path: Path) -> None:
+    path = BucketPath(f"{bucket}/{tmp_path.name}/lock")
+    first = path.put_over(b"1", None)
+    assert first is not None
+    assert path.put_over(b"2", None) is None
+    second = path.put_over(b"2", first)
+    assert path.read_tagged() == (b"2", second)
+    assert path.put_over(b"3", first) is None

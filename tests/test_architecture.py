@@ -1,8 +1,10 @@
 """The house rules that a reader relies on: what stands where, how large it may be, which names agree."""
 
 import ast
+import builtins
 import re
 import subprocess
+import symtable
 import tomllib
 from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
@@ -22,6 +24,7 @@ OTHERS = {
     "test_declared": "pyproject.toml",
     "runtime/test_faults": "faults that cost workers, in whole stages",
     "runtime/test_nodes": "nodes that are lost and that join",
+    "test_bucket_only": "nodes that share nothing but a bucket",
     "test_demo": "the preset `demo`, end to end",
     "test_frozen_names": "names on disk, on the page and in the terminal",
     "test_processes": "tests/support/processes.py",
@@ -177,6 +180,26 @@ def test_the_tree_in_the_readme_is_the_real_one() -> None:
     inside = {Path(path).parts[1:] for path in tracked("distspec")}
     real = {parts[0] + ("/" if len(parts) > 1 else "") for parts in inside}
     assert_none(f"{name} is in one alone" for name in named ^ (real - {"__init__.py", "py.typed"}))
+
+
+def test_every_name_is_known(modules: list[Module]) -> None:
+    # The axis names of jaxtyping stand in strings, for which ruff and mypy had to be told not to look.
+    def used(table: symtable.SymbolTable) -> Iterator[str]:
+        top = table.get_type() == "module"
+        for symbol in table.get_symbols():
+            bound = symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()
+            if symbol.is_referenced() and not bound if top else symbol.is_global():
+                yield symbol.get_name()
+        for inner in table.get_children():
+            yield from used(inner)
+
+    wrong = []
+    for module in modules:
+        table = symtable.symtable((ROOT / module.path).read_text("utf-8"), module.path, "exec")
+        known = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+        known |= {*dir(builtins), "__file__", "__path__"}
+        wrong += [f"{module.path}: {name}" for name in used(table) if name not in known]
+    assert_none(wrong)
 
 
 def test_every_front_door_names_its_files(modules: list[Module]) -> None:

@@ -28,7 +28,16 @@ unit included; `distspec config --explain` prints it.
 - `runtime`: Ray and MLflow.
 """
 
-from distspec.config.base import ENSEMBLES, METRICS, RECONSTRUCTION, ScoreName, Settings, Span, metric_scores
+from distspec.config.base import (
+    ENSEMBLES,
+    METRICS,
+    RECONSTRUCTION,
+    ScoreName,
+    Settings,
+    Span,
+    anchored,
+    metric_scores,
+)
 from distspec.config.cluster import Cluster
 from distspec.config.compare import Compare, Errors
 from distspec.config.detect import AnyDetector, Detect, Fisher, Forest, Isolation, Pca
@@ -187,6 +196,7 @@ __all__ = [
     "Values",
     "Variational",
     "Wanted",
+    "anchored",
     "differences",
     "digest",
     "dump",

@@ -1,8 +1,12 @@
 """What all settings classes share: they are frozen, strictly checked, and refuse unknown keys."""
 
-from typing import Annotated, Any, Final
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
+
+from distspec.addresses import absolute
 
 __all__ = [
     "ENSEMBLES",
@@ -13,17 +17,37 @@ __all__ = [
     "Count",
     "Either",
     "Fraction",
+    "Location",
+    "Nearby",
     "Off",
     "Positive",
     "ScoreName",
     "Settings",
     "Span",
+    "anchored",
     "metric_scores",
 ]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Marks settings that name a place.
+
+    Arguments:
+        beside: it may lie in the folder of the spectra, too, and a relative one is looked for here first.
+    """
+
+    beside: bool = False
+
+
+Location = Annotated[str, _Where()]
+"""Path or URL; a relative path means the folder in which the run is started, for its workers, too (`anchored`)."""
+Nearby = Annotated[str, _Where(beside=True)]
+"""Likewise, but what is not there is looked for beside the spectra."""
 ScoreName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 """One of `RECONSTRUCTION`, of another metric's eight, `density`, a classical detector's name, or an ensemble."""
 
@@ -64,6 +88,42 @@ class Settings(BaseModel):
     """Base of all settings classes: frozen, no unknown keys, no silent conversion."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def anchored(value: Any) -> Any:
+    """Give arguments of a worker with all that names a place made absolute: workers are in other folders.
+
+    Arguments:
+        value: settings, paths, and tuples, lists and dicts of them; all else stays as it is.
+    """
+    match value:
+        case Settings():
+            changed = {}
+            for name, field in type(value).model_fields.items():
+                inner = getattr(value, name)
+                where = next((one for one in field.metadata if isinstance(one, _Where)), _where(field.annotation))
+                changed[name] = anchored(inner) if where is None or inner is None else _anchored(inner, where)
+            return value.model_copy(update=changed)
+        case Path():
+            return value.resolve()
+        case dict():
+            return {key: anchored(inner) for key, inner in value.items()}
+        case list() | tuple() if type(value) in (list, tuple):
+            return type(value)(map(anchored, value))
+    return value
+
+
+def _anchored(text: str, where: _Where) -> str:
+    return text if where.beside and not Path(text).exists() else absolute(text)
+
+
+def _where(annotation: Any) -> _Where | None:
+    """Find the mark of a place in a type such as `Location | None`."""
+    for part in get_args(annotation):
+        found = part if isinstance(part, _Where) else _where(part)
+        if found is not None:
+            return found
+    return None
 
 
 class Span(Settings):

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from distspec.config.base import ENSEMBLES, RECONSTRUCTION, Settings, metric_scores
+from distspec.addresses import address_of
+from distspec.config.base import ENSEMBLES, RECONSTRUCTION, Location, Settings, metric_scores
 from distspec.config.cluster import Cluster
 from distspec.config.compare import Compare
 from distspec.config.detect import Detect
@@ -17,6 +18,7 @@ from distspec.config.runtime import Runtime, Tracking
 from distspec.config.score import Score
 from distspec.config.train import Train
 from distspec.config.tune import Tune
+from distspec.errors import ConfigError
 
 __all__ = ["Experiment"]
 
@@ -26,8 +28,8 @@ class Experiment(Settings):
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "experiment"
     """Name of the experiment and of its runs in MLflow: letters, digits, dots, dashes and underscores."""
-    output: str = "distspec-output"
-    """Folder that receives everything."""
+    output: Location = "distspec-output"
+    """Folder that receives everything, or an address in a bucket (`s3://bucket/run`), with `tracking.uri`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything that is drawn at random."""
     ingest: Ingest = Ingest()
@@ -46,11 +48,11 @@ class Experiment(Settings):
 
     @field_validator("output")
     @classmethod
-    def _folder(cls, output: str) -> str:
-        if "://" in output:
-            raise ValueError(
-                f"{output} is no folder; the store alone can lie in a bucket: set ingest.store = '{output}/store.zarr'"
-            )
+    def _place(cls, output: str) -> str:
+        try:
+            address_of(output)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
         return output
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from distspec.config.base import Count, Fraction, Off, Positive, ScoreName, Settings
+from distspec.config.base import Count, Fraction, Location, Off, Positive, ScoreName, Settings
 
 __all__ = [
     "Ablation",
@@ -311,7 +311,7 @@ class Explain(Settings):
     """Scores whose top lists are explained; each spectrum is explained for all of them."""
     methods: Annotated[tuple[AnyMethod, ...], Field(min_length=1)] = (Lime(),)
     """Methods that explain, each with a name and a layer of its own."""
-    ids: str | None = None
+    ids: Location | None = None
     """Explain these spectra in the place of the top lists: text with one id a line (.txt), or a table (CSV, FITS,
     Parquet, VOTable) with a column `id`."""
     ascent: Annotated[Ascent | None, Off] = Ascent()

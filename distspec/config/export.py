@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from distspec.config.base import Count, Settings
+from distspec.config.base import Count, Location, Settings
 
 __all__ = ["Export"]
 
@@ -15,7 +15,7 @@ class Export(Settings):
     format: Literal["parquet", "votable", "hats"] = "parquet"
     """Parquet: one file, or a folder of files. VOTable: one file for TOPCAT and Aladin. HATS: a folder of partitions by
     sky position."""
-    to: str | None = None
+    to: Location | None = None
     """File, or folder for HATS; none takes `catalog.parquet`, `catalog.vot` or `catalog-hats` in the output."""
     columns: tuple[str, ...] = ()
     """Columns to write, in this order; empty takes all. HATS adds `ra` and `dec`."""

@@ -2,7 +2,7 @@
 
 from pydantic import model_validator
 
-from distspec.config.base import Count, Settings
+from distspec.config.base import Count, Location, Settings
 from distspec.config.prepare import Prepare
 from distspec.config.sources import Simulate, Source
 
@@ -12,7 +12,7 @@ __all__ = ["Ingest", "Values"]
 class Values(Settings):
     """A table of further facts about the same objects: line fluxes, stellar parameters, visual classes."""
 
-    path: str
+    path: Location
     """Parquet, FITS, VOTable, ECSV or CSV file."""
     id: str = "id"
     """Its column of ids, integer or text as in the store; every value once."""
@@ -28,7 +28,7 @@ class Ingest(Settings):
     source: Source = Simulate()
     """Where spectra come from."""
     prepare: Prepare = Prepare()
-    store: str | None = None
+    store: Location | None = None
     """Folder or URL (`s3://bucket/survey.zarr`) of the store; none takes `store.zarr` in the output."""
     values: tuple[Values, ...] = ()
     """Value-added tables whose columns are joined to the store by id."""

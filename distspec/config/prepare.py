@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distspec.config.base import Count, Fraction, Off, Positive, Settings
+from distspec.config.base import Count, Fraction, Location, Off, Positive, Settings
 
 __all__ = [
     "AtWavelength",
@@ -74,7 +74,7 @@ class DustMap(Settings):
     """Correct by the SFD dust map in a folder that the `dustmaps` package filled."""
 
     kind: Literal["sfd"] = "sfd"
-    path: str
+    path: Location
     """Folder with `SFD_dust_4096_ngp.fits` and `SFD_dust_4096_sgp.fits`, or one whose folder `sfd` holds them."""
     scale: Positive = 0.86
     """Factor on the map's E(B-V); 0.86 is the recalibration of Schlafly & Finkbeiner (2011)."""
@@ -161,7 +161,7 @@ class Sample(Settings):
     """Set aside the spectra below this quantile of the median signal-to-noise ratio."""
     snr_highest: Annotated[Count | None, Off] = None
     """Set aside all but about this many spectra of highest median signal-to-noise ratio."""
-    store: Annotated[str | None, Off] = None
+    store: Annotated[Location | None, Off] = None
     """Take the statistics from this store, in place of this sample's own."""
 
 

@@ -113,8 +113,8 @@ def meaning(settings: type[Settings], name: str = "") -> str:
     """Give what is written under a setting; of a class's own where no name is given, or where that is a section.
 
     Example:
-        >>> meaning(Experiment, "output")
-        'Folder that receives everything.'
+        >>> meaning(Experiment, "seed")
+        'Seed of everything that is drawn at random.'
     """
     for one in settings.__mro__:
         if issubclass(one, Settings) and (found := _written(one.__module__).get((one.__qualname__, name))):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from distspec.config.base import Count, Positive, Settings
+from distspec.config.base import Count, Location, Positive, Settings
 
 __all__ = ["Score"]
 
@@ -12,7 +12,7 @@ __all__ = ["Score"]
 class Score(Settings):
     """Store and checkpoint -> latents and scores."""
 
-    checkpoint: str | None = None
+    checkpoint: Location | None = None
     """Folder of a finished checkpoint to use in place of the experiment's own; nothing is trained then."""
     filter_velocity: Positive = 250.0
     """Half-width of the windows that filtered scores leave out around emission lines, km/s."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distspec.config.base import Count, Fraction, Positive, Settings
+from distspec.config.base import Count, Fraction, Location, Nearby, Positive, Settings
 
 __all__ = ["Condition", "Desi", "Lamost", "Sdss", "Simulate", "Source", "Specutils", "Table", "Wanted"]
 
@@ -77,11 +77,11 @@ class Sdss(Settings):
     """SDSS, BOSS and eBOSS spectra, as `spec` files or as plates."""
 
     kind: Literal["sdss"] = "sdss"
-    path: str
+    path: Location
     """A file, a folder that is searched, a list (`*.txt`) of files, a `.tar` or `.zip`, or a bucket (`s3://...`)."""
     layout: Literal["auto", "spec", "plate"] = "auto"
     """`spec`: one file a spectrum, lite or full; `plate`: `spPlate` files with `spZbest`; `auto`: what is there."""
-    catalog: str | None = None
+    catalog: Nearby | None = None
     """A `specObj` or `spAll` file; only what it lists and `wanted` selects is taken."""
     wanted: Wanted = Wanted()
 
@@ -96,9 +96,9 @@ class Desi(Settings):
     """DESI `coadd` or `spectra` files with their `redrock` files, by healpix or by tile."""
 
     kind: Literal["desi"] = "desi"
-    path: str
+    path: Location
     """A file, a folder that is searched, a list (`*.txt`) of files, a `.tar` or `.zip`, or a bucket (`s3://...`)."""
-    catalog: str | None = None
+    catalog: Nearby | None = None
     """A table with TARGETID and Z, such as `zall-pix-*.fits`: redshifts of spectra that have no redrock file."""
     wanted: Wanted | None = None
     """Rows of the catalogue to which the ingest is limited; none takes every spectrum of the files."""
@@ -116,9 +116,9 @@ class Lamost(Settings):
     """LAMOST low-resolution spectra in the layouts of DR1, DR8 and DR10."""
 
     kind: Literal["lamost"] = "lamost"
-    path: str
+    path: Location
     """A file, a folder that is searched, a list (`*.txt`) of files, a `.tar` or `.zip`, or a bucket (`s3://...`)."""
-    catalog: str | None = None
+    catalog: Nearby | None = None
     """A catalogue file (FITS or CSV) with OBSID; only what it lists and `wanted` selects is taken."""
     wanted: Wanted = Wanted()
 
@@ -127,7 +127,7 @@ class Table(Settings):
     """Parquet tables with one spectrum a row: flat columns, HATS, or Multimodal Universe."""
 
     kind: Literal["table"] = "table"
-    path: str
+    path: Location
     """A file, a folder that is searched (a HATS catalogue is one), or a bucket (`s3://...`)."""
     spectrum: str | None = None
     """Struct column that holds the arrays; none takes "spectrum" if it is there, else columns of the table itself."""
@@ -155,7 +155,7 @@ class Specutils(Settings):
     """Any format that `specutils` reads, brought to one grid; slower than the others."""
 
     kind: Literal["specutils"] = "specutils"
-    path: str
+    path: Location
     """A file or a folder that is searched."""
     format: str | None = None
     """Name of the specutils loader; none lets specutils find it."""
@@ -169,7 +169,7 @@ class Specutils(Settings):
     """Last pixel of that grid, Å vacuum."""
     pixels: Annotated[int, Field(ge=16, le=1_000_000)]
     """Number of pixels of that grid."""
-    catalog: str | None = None
+    catalog: Nearby | None = None
     """A table (CSV, ECSV, FITS, Parquet) with file, id and z, for redshifts that the files do not hold."""
 
 

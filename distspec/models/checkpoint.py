@@ -10,7 +10,6 @@ grid or of another recipe, are refused with both named.
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from safetensors.torch import save
 from torch import nn
 
 from distspec import models
+from distspec.addresses import Place, address_of
 from distspec.config import AnyDensity, Architecture, Sliced, Spline
 from distspec.errors import CheckpointError, ConfigError
 from distspec.files import read_json, read_tensors, write_folder
@@ -67,7 +67,7 @@ class Checkpoint:
         """Length of a latent vector."""
         return int(self.model.latents)  # type: ignore[arg-type]
 
-    def save(self, folder: str | Path) -> "Checkpoint":
+    def save(self, folder: str | Place) -> "Checkpoint":
         """Write the checkpoint; the folder appears whole or not at all.
 
         Raises:
@@ -94,17 +94,17 @@ class Checkpoint:
             "sha256": sha256,
         }
         description = json.dumps(text, indent=2, sort_keys=True).encode()
-        write_folder(Path(folder), {"model.safetensors": weights, "model.json": description})
+        write_folder(address_of(folder), {"model.safetensors": weights, "model.json": description})
         return replace(self, sha256=sha256, folder=str(folder))
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Checkpoint":
+    def load(cls, folder: str | Place) -> "Checkpoint":
         """Read a checkpoint.
 
         Raises:
             CheckpointError: it is absent, damaged, of another schema, or its weights do not fit its description.
         """
-        folder = Path(folder)
+        folder = address_of(folder)
         text = read_json(folder / "model.json")
         if text.get("schema") != SCHEMA:
             raise CheckpointError(f"{folder} has schema {text.get('schema')}; expected {SCHEMA}; train again")

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from distspec.addresses import Place
 from distspec.errors import CheckpointError
 from distspec.files import read_json, write_file
 
@@ -21,11 +21,11 @@ class Facts:
         content: of the JSON, as whoever opens the file finds it.
     """
 
-    folder: Path
+    folder: Place
     content: dict[str, Any]
 
 
-def find(folder: Path, name: str, schema: int | None, verb: str) -> Facts | None:
+def find(folder: Place, name: str, schema: int | None, verb: str) -> Facts | None:
     """Open a folder of facts; None where its JSON is not there, however much lies beside it.
 
     Arguments:
@@ -48,7 +48,7 @@ def find(folder: Path, name: str, schema: int | None, verb: str) -> Facts | None
 
 
 def write(
-    folder: Path,
+    folder: Place,
     name: str,
     content: Mapping[str, Any],
     files: Mapping[str, str | bytes] | None = None,

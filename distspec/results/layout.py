@@ -19,9 +19,9 @@
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from distspec.addresses import Place, address_of
 from distspec.config import AnyDetector, AnyMethod, Experiment, Train, digest
 from distspec.store import Inventory, Layer
 
@@ -38,6 +38,7 @@ __all__ = [
     "ledger_path",
     "lines_layer",
     "model_folder",
+    "output_of",
     "recipe_digest",
     "report_path",
     "score_layer",
@@ -50,9 +51,14 @@ __all__ = [
 ]
 
 
+def output_of(experiment: Experiment) -> Place:
+    """Folder, or place in a bucket, of everything that is not set to lie elsewhere."""
+    return address_of(experiment.output)
+
+
 def store_path(experiment: Experiment) -> str:
     """Folder or URL of the store."""
-    return experiment.ingest.store or str(Path(experiment.output) / "store.zarr")
+    return experiment.ingest.store or str(output_of(experiment) / "store.zarr")
 
 
 def recipe_digest(experiment: Experiment) -> str:
@@ -79,16 +85,16 @@ def store_digest(experiment: Experiment, inventory: Inventory) -> str:
     return digest(store_identity(experiment), inventory.names, inventory.sizes.tolist(), inventory.counts.tolist())
 
 
-def model_folder(experiment: Experiment, store: str) -> Path:
+def model_folder(experiment: Experiment, store: str) -> Place:
     """Folder of the checkpoint that the training settings make from a store of this digest."""
     # The cache changes no weight; the number of workers does.
     settings = experiment.train.model_dump(mode="json", exclude={"cache_gb"})
     if experiment.train.shares:
         settings["workers"] = {"shares": experiment.train.shares}  # the fewest workers change no weight
-    return Path(experiment.output) / "models" / digest(settings, experiment.seed, store)
+    return output_of(experiment) / "models" / digest(settings, experiment.seed, store)
 
 
-def tuning_folder(experiment: Experiment, least: Train, store: str) -> Path:
+def tuning_folder(experiment: Experiment, least: Train, store: str) -> Place:
     """Folder of a search for settings on a store of this digest.
 
     Arguments:
@@ -100,12 +106,12 @@ def tuning_folder(experiment: Experiment, least: Train, store: str) -> Path:
     # More trials extend a study; how many run at a time, and what follows after the first fit, changes none of them.
     settings = experiment.tune.model_dump(mode="json", exclude={"trials", "concurrent"})
     fixed = least.model_dump(mode="json", exclude={"epochs", "patience", "second", "density", "workers", "cache_gb"})
-    return Path(experiment.output) / "tuning" / digest(settings, fixed, experiment.seed, store)
+    return output_of(experiment) / "tuning" / digest(settings, fixed, experiment.seed, store)
 
 
-def tuned_path(experiment: Experiment) -> Path:
+def tuned_path(experiment: Experiment) -> Place:
     """File of the settings that a search has found."""
-    return Path(experiment.output) / "tuned.toml"
+    return output_of(experiment) / "tuned.toml"
 
 
 def score_layer(experiment: Experiment, sha256: str) -> str:
@@ -147,12 +153,12 @@ def _grown(scores: Layer) -> list[list[int]]:
     return [list(scores.parts[1:])] if len(scores.parts) > 1 else []
 
 
-def detector_folder(experiment: Experiment, detector: AnyDetector, store: str) -> Path:
+def detector_folder(experiment: Experiment, detector: AnyDetector, store: str) -> Place:
     """Folder of a classical detector that is fitted on a store of this digest."""
     settings = detector.model_dump(mode="json")
     # What is held out of the fit is what is held out of training.
     drawn = (experiment.detect.sample, experiment.train.validation, experiment.seed)
-    return Path(experiment.output) / "detectors" / f"{detector.name}-{digest(settings, *drawn, store)}"
+    return output_of(experiment) / "detectors" / f"{detector.name}-{digest(settings, *drawn, store)}"
 
 
 def detect_layer(experiment: Experiment, detector: AnyDetector, store: str) -> str:
@@ -160,7 +166,7 @@ def detect_layer(experiment: Experiment, detector: AnyDetector, store: str) -> s
     return f"detect-{detector_folder(experiment, detector, store).name}"
 
 
-def compare_folder(experiment: Experiment, store: str, scores: Sequence[Layer], names: Sequence[str]) -> Path:
+def compare_folder(experiment: Experiment, store: str, scores: Sequence[Layer], names: Sequence[str]) -> Place:
     """Folder of the comparison of scores on a store of this digest; it changes as the store grows.
 
     Arguments:
@@ -170,7 +176,7 @@ def compare_folder(experiment: Experiment, store: str, scores: Sequence[Layer], 
         names: of the scores.
     """
     settings = experiment.compare.model_dump(mode="json", exclude={"scores"})
-    return Path(experiment.output) / "comparison" / digest(settings, *_ranked(store, scores, names))
+    return output_of(experiment) / "comparison" / digest(settings, *_ranked(store, scores, names))
 
 
 def ensemble_layer(store: str, scores: Sequence[Layer], names: Sequence[str]) -> str:
@@ -184,16 +190,16 @@ def ensemble_layer(store: str, scores: Sequence[Layer], names: Sequence[str]) ->
     return f"ensemble-{digest(*_ranked(store, scores, names))}"
 
 
-def ensemble_folder(experiment: Experiment, layer: str) -> Path:
+def ensemble_folder(experiment: Experiment, layer: str) -> Place:
     """Folder of the distributions by which the ensembles of a layer rank."""
-    return Path(experiment.output) / "comparison" / layer
+    return output_of(experiment) / "comparison" / layer
 
 
 def _ranked(store: str, scores: Sequence[Layer], names: Sequence[str]) -> list[Any]:
     return [store, list(names), [(layer.name, list(layer.parts)) for layer in scores]]
 
 
-def evaluation_folder(experiment: Experiment, store: str, scores: Sequence[Layer]) -> Path:
+def evaluation_folder(experiment: Experiment, store: str, scores: Sequence[Layer]) -> Place:
     """Folder of what planting anomalies in a store of this digest tells of its scores; it changes as the store grows.
 
     Arguments:
@@ -210,10 +216,10 @@ def evaluation_folder(experiment: Experiment, store: str, scores: Sequence[Layer
         [layer.name, layer.attributes.get("model", layer.attributes.get("detector")), list(layer.parts)]
         for layer in scores
     )
-    return Path(experiment.output) / "evaluation" / digest(settings, explained, *drawn, store, made)
+    return output_of(experiment) / "evaluation" / digest(settings, explained, *drawn, store, made)
 
 
-def cluster_folder(experiment: Experiment, store: str, explanations: Layer, score: str) -> Path:
+def cluster_folder(experiment: Experiment, store: str, explanations: Layer, score: str) -> Place:
     """Folder of the clusters of the explanations of a score; it changes as the store grows.
 
     Arguments:
@@ -225,19 +231,19 @@ def cluster_folder(experiment: Experiment, store: str, explanations: Layer, scor
     settings = experiment.cluster.model_dump(mode="json", exclude={"method", "score"})
     drawn = (list(experiment.compare.exposures), experiment.seed)
     made = (store, explanations.name, list(explanations.parts), score)
-    return Path(experiment.output) / "clusters" / digest(settings, *drawn, *made)
+    return output_of(experiment) / "clusters" / digest(settings, *drawn, *made)
 
 
-def report_path(experiment: Experiment) -> Path:
+def report_path(experiment: Experiment) -> Place:
     """File of the report."""
-    return Path(experiment.output) / "report.html"
+    return output_of(experiment) / "report.html"
 
 
-def table_path(experiment: Experiment) -> Path:
+def table_path(experiment: Experiment) -> Place:
     """File of the ranked table."""
-    return Path(experiment.output) / "anomalies.csv"
+    return output_of(experiment) / "anomalies.csv"
 
 
-def ledger_path(experiment: Experiment) -> Path:
+def ledger_path(experiment: Experiment) -> Place:
     """File that lists everything that is set aside."""
-    return Path(experiment.output) / "ledger.csv"
+    return output_of(experiment) / "ledger.csv"

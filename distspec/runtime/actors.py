@@ -1,17 +1,16 @@
-"""What surrounds work in a worker: one thread, the driver's folder, failures as values.
+"""What surrounds work in a worker: one thread, the driver's variables, failures as values.
 
 Imports neither Ray nor torch: a worker's start is mostly imports, and not every kind of work needs them.
 """
 
 import gc
 import os
-import platform
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import cloudpickle
 
-from distspec.errors import ConfigError, DistspecError, ShardError
+from distspec.errors import DistspecError, ShardError
 from distspec.runtime.threads import one_thread
 from distspec.store import limit_threads
 
@@ -71,9 +70,7 @@ class ActorWorker:
         try:
             if self._work is None or job != self._job:
                 self.rest()
-                folder, variables, inner = cloudpickle.loads(job)
-                # Relative paths in the settings mean the same for every worker as for the driver.
-                _enter(folder)
+                variables, inner = cloudpickle.loads(job)
                 self._before = {name: os.environ.get(name) for name in variables}
                 _set_variables(variables)
                 # Only now: what is in it may open a store, by these variables.
@@ -92,16 +89,6 @@ def _set_variables(variables: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-
-
-def _enter(folder: str) -> None:
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        raise ConfigError(
-            f"node {platform.node()} has no folder {folder} ({error.strerror}), in which the run was started: start it "
-            "in one that all nodes share"
-        ) from error
 
 
 def unpack(packed: bytes) -> Any:

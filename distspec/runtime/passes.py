@@ -1,8 +1,9 @@
-"""Passes over the shards of a survey whose answer is one summary, added up where the data are.
+"""Passes over the shards of a survey: summaries added up where the data are, or results in the order of the shards.
 
-A worker adds up a run of shards and sends one summary for it, and at most `RUNS` runs come to the driver, however large
-the survey is. Runs follow from the number of shards alone, and are added in the order of the shards: a sum of floats
-depends on the order of its terms, and must not depend on how many workers there were or which of them was quick.
+For a sum, a worker adds up a run of shards and sends one summary for it, and at most `RUNS` runs come to the driver,
+however large the survey is. Runs follow from the number of shards alone, and are added in the order of the shards: a
+sum of floats depends on the order of its terms, and must not depend on how many workers there were or which of them was
+quick.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,11 +11,11 @@ from functools import partial, reduce
 from operator import add
 from typing import Any, Final
 
-from distspec.config import Runtime
+from distspec.config import Runtime, anchored
 from distspec.runtime.actors import Prepared, Work, apply_work
 from distspec.runtime.workers import map_items
 
-__all__ = ["HERE", "RUNS", "fold", "folding", "in_order", "runs_of"]
+__all__ = ["HERE", "RUNS", "each", "fold", "folding", "in_order", "runs_of"]
 
 RUNS: Final = 256
 """Most runs that a pass is cut into."""
@@ -55,15 +56,39 @@ def fold(
         DistspecError: what the work raised itself.
         ShardError: the work failed in another way, or a run of items ended its workers.
     """
-    runs = list(enumerate(runs_of(items, RUNS)))
-    if len(items) <= HERE:
+    found = each(settings, stage, _Fold, (factory, arguments), runs_of(items, RUNS), label, here=len(items) <= HERE)
+    return reduce(add, found) if items else None
+
+
+def each(
+    settings: Runtime,
+    stage: str,
+    factory: Callable[..., Work],
+    arguments: tuple[Any, ...],
+    items: Sequence[Any],
+    label: str = "",
+    *,
+    here: bool | None = None,
+) -> Iterator[Any]:
+    """Give the result of each item in the items' order; what comes early waits for those before it.
+
+    Arguments:
+        settings, stage, factory, arguments, items, label: as of `fold`.
+        here: do it in this process; None does so with few items.
+
+    Raises:
+        DistspecError, ShardError: as `fold`.
+    """
+    if len(items) <= HERE if here is None else here:
         # Without a bar: it is over at once.
-        work = Prepared(_Fold, (factory, arguments))
-        done: Iterable[Any] = (apply_work(work, run) for run in runs)
-    else:
-        done = map_items(_Fold, (factory, arguments), runs, settings, label, needs=settings.needs(stage), here=False)
-    found = in_order(done, len(runs))
-    return reduce(add, found) if runs else None
+        work = Prepared(factory, anchored(arguments))
+        yield from (apply_work(work, item) for item in items)
+        return
+    numbered = list(enumerate(items))
+    done = map_items(
+        _Numbered, (factory, arguments), numbered, settings, label, needs=settings.needs(stage), here=False
+    )
+    yield from in_order(done, len(items))
 
 
 def runs_of(items: Sequence[Any], most: int) -> list[tuple[Any, ...]]:
@@ -96,6 +121,16 @@ class _Fold:
     def __init__(self, factory: Callable[..., Work], arguments: tuple[Any, ...]) -> None:
         self._work = factory(*arguments)
 
-    def __call__(self, run: tuple[int, Sequence[Any]]) -> tuple[int, Any]:
-        number, items = run
-        return number, reduce(add, (self._work(item) for item in items))
+    def __call__(self, run: Sequence[Any]) -> Any:
+        return reduce(add, (self._work(item) for item in run))
+
+
+class _Numbered:
+    """Gives the result of an item with its number; lives in a worker."""
+
+    def __init__(self, factory: Callable[..., Work], arguments: tuple[Any, ...]) -> None:
+        self._work = factory(*arguments)
+
+    def __call__(self, item: tuple[int, Any]) -> tuple[int, Any]:
+        number, inner = item
+        return number, self._work(inner)

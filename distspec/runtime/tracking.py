@@ -18,8 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from distspec.addresses import Place, address_of
 from distspec.config import Experiment
 from distspec.errors import ConfigError, DistspecWarning
+from distspec.files import local_copy
 
 __all__ = ["Run", "serve", "tracking_uri"]
 
@@ -27,9 +29,21 @@ _LONGEST_PARAM = 6_000
 
 
 def tracking_uri(experiment: Experiment) -> str:
-    """Say where runs are kept: the setting, else MLFLOW_TRACKING_URI, else a SQLite file in the output folder."""
+    """Say where runs are kept: the setting, else MLFLOW_TRACKING_URI, else a SQLite file in the output folder.
+
+    Raises:
+        ConfigError: the output is in a bucket, where no database can lie, and nothing else is said.
+    """
     chosen = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return chosen or f"sqlite:///{Path(experiment.output).resolve() / 'mlflow.db'}"
+    if chosen:
+        return chosen
+    output = address_of(experiment.output)
+    if not isinstance(output, Path):
+        raise ConfigError(
+            f"output is {output}, where no database of runs can lie: say by tracking.uri or MLFLOW_TRACKING_URI where "
+            "runs are tracked, such as 'http://server:5000' or 'sqlite:////home/me/mlflow.db'"
+        )
+    return f"sqlite:///{output.resolve() / 'mlflow.db'}"
 
 
 class Run:
@@ -77,7 +91,8 @@ class Run:
         if found is None:
             artifacts = None
             if uri.startswith("sqlite:"):
-                artifacts = (Path(self._experiment.output).resolve() / "mlartifacts").as_uri()
+                beside = Path(uri.removeprefix("sqlite:///")).resolve().parent
+                artifacts = (beside / "mlartifacts").as_uri()
             experiment_id = self._client.create_experiment(name, artifact_location=artifacts)
         else:
             experiment_id = found.experiment_id
@@ -174,7 +189,7 @@ class Run:
 
     def register(
         self,
-        folder: str | Path,
+        folder: Place,
         facts: Mapping[str, str],
         loss: float,
         inputs: Mapping[str, int],
@@ -193,13 +208,14 @@ class Run:
             outputs: likewise.
         """
         signed = _signature(inputs, outputs)
-        self._send(lambda: self._register(str(folder), dict(facts), loss, signed))
+        self._send(lambda: self._register(folder, dict(facts), loss, signed))
 
-    def _register(self, folder: str, facts: dict[str, str], loss: float, signed: str) -> None:
+    def _register(self, folder: Place, facts: dict[str, str], loss: float, signed: str) -> None:
         from mlflow.exceptions import MlflowException
 
         name = self._experiment.tracking.model or self._experiment.name
-        self._client.log_artifacts(self.id, folder, "model")
+        with local_copy(folder) as local:
+            self._client.log_artifacts(self.id, str(local), "model")
         self._client.log_text(self.id, signed, "model/MLmodel")
         try:
             self._client.create_registered_model(name)

@@ -10,7 +10,6 @@ cluster has room, and its item goes to another. What ends `TRIES` workers in a r
 found that do it, and is done without them.
 """
 
-import os
 import platform
 import sys
 import time
@@ -24,7 +23,7 @@ import cloudpickle
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from distspec.config import Needs, Runtime
+from distspec.config import Needs, Runtime, anchored
 from distspec.errors import DistspecError, DistspecWarning, ShardError
 from distspec.runtime.actors import Prepared, Work, apply_work, unpack
 from distspec.runtime.cluster import cluster_has, connect, environment, workers_of
@@ -89,7 +88,8 @@ def map_items(
 
     Arguments:
         factory: importable class whose instances are called with an item, in a worker.
-        arguments: of the factory; small, since every worker gets a copy.
+        arguments: of the factory; small, since every worker gets a copy. Relative paths in them, and in settings
+            among them, mean this process's folder (`anchored`).
         items: small and picklable.
         settings: number of workers, time limit of an item, variables of the environment.
         label: what the progress bar says.
@@ -107,12 +107,14 @@ def map_items(
     """
     if not items:
         return
+    # Here, too: where work is done must not show in what it says of a file.
+    arguments = anchored(arguments)
     if here or (here is None and len(items) == 1 and not needs.gpus and cut is None):
         work = Prepared(factory, arguments)
         yield from progress((apply_work(work, item) for item in items), len(items), label)
         return
     connect(settings)
-    job = os.getcwd(), environment(settings), cloudpickle.dumps((factory, arguments))
+    job = environment(settings), cloudpickle.dumps((factory, arguments))
     spread = _Spread(cloudpickle.dumps(job), items, settings, label, needs, cut)
     try:
         yield from progress(spread.results(), len(items), label)

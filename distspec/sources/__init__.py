@@ -27,9 +27,9 @@ simulate   a simulated survey with planted anomalies
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from distspec.addresses import Place
 from distspec.config import Desi, Lamost, Sdss, Simulate, Specutils, Table
 from distspec.sources.files.places import Entry
 from distspec.spectra import Columns, Spectra, WaveGrid
@@ -100,7 +100,7 @@ class Source(Protocol):
         ...
 
 
-def build(settings: Simulate | Sdss | Desi | Lamost | Table | Specutils, seed: int, scratch: Path) -> Source:
+def build(settings: Simulate | Sdss | Desi | Lamost | Table | Specutils, seed: int, scratch: Place) -> Source:
     """Make the source that the settings describe.
 
     Arguments:

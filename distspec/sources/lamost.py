@@ -21,11 +21,12 @@ import re
 import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from distspec.addresses import Place
 from distspec.config import Lamost
 from distspec.errors import SourceError
 from distspec.sources import Entry, Piece
@@ -72,7 +73,7 @@ class LamostSpectra:
     """
 
     settings: Lamost
-    scratch: Path
+    scratch: Place
 
     @property
     def grid(self) -> WaveGrid:

@@ -7,10 +7,10 @@ needs of them is in the `Job`.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
+from distspec.addresses import Place
 from distspec.config import Experiment
 from distspec.errors import StoreNotFoundError
 from distspec.models.checkpoint import Checkpoint
@@ -38,7 +38,7 @@ class Comparison:
         ensembles: layer with the scores `rank_mean` and `rank_union`; None where it is not finished.
     """
 
-    folder: Path
+    folder: Place
     content: dict[str, Any]
     ensembles: Layer | None
 
@@ -56,12 +56,12 @@ class Tuned:
         table: of all of them, CSV.
     """
 
-    path: Path
+    path: Place
     trial: int
     loss: float
     trials: int
     failed: int
-    table: Path
+    table: Place
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Exported:
         columns: their names.
     """
 
-    path: Path
+    path: Place
     rows: int
     columns: tuple[str, ...]
 
@@ -108,8 +108,8 @@ class Products:
     ascents: Layer | None = None
     clusters: Facts | None = None
     evaluation: Facts | None = None
-    report: Path | None = None
-    table: Path | None = None
+    report: Place | None = None
+    table: Place | None = None
     tuned: Tuned | None = None
     exported: Exported | None = None
 

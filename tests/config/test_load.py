@@ -76,8 +76,8 @@ def test_another_kind_replaces_the_whole_table() -> None:
         ("runtime.workers={mx=3}", "setting 'runtime.workers.max': Field required"),
         ("runtime.gpus_per_worker={ingest=1}", "'runtime.gpus_per_worker.ingest': Input should be 'score', 'explain'"),
         (
-            "output=s3://bucket/run",
-            "setting 'output': s3://bucket/run is no folder; the store alone can lie in a bucket",
+            "output=ftp://host/run",
+            "setting 'output': ftp://host/run is no place for results; expected a folder, or a bucket such as s3://",
         ),
         ("name='../evil'", "setting 'name'"),
         ("preset=nothing", "no preset 'nothing'"),

@@ -137,7 +137,10 @@ def test_defaults_are_those_that_a_run_takes() -> None:
         ("score.trim_percentage", "(number > 0 and ≤ 100; default 97.0)"),
         ("explain.methods.windows", "(list of integers ≥ 1, at least 1 of them; default [1, 4, 16, 64, 256])"),
         ("explain.scores", "(list of text of the form [a-z][a-z0-9_]*, at least 1 of them; default"),
-        ("output", 'output (text; default "distspec-output")\n      Folder that receives everything.'),
+        (
+            "output",
+            'output (text; default "distspec-output")\n      Folder that receives everything, or an address in a',
+        ),
         ("fetch.where", "where (table of lists of text, integer or number; default {})"),
         ("ingest", 'source (section ingest.source, of kind "simulate", "sdss", "desi",'),
         ("ingest", 'default kind "simulate")\n      Where spectra come from.'),

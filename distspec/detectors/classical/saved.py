@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import zipfile
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +15,7 @@ from jaxtyping import Float32
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save
 
+from distspec.addresses import Place, address_of
 from distspec.config import AnyDetector
 from distspec.detectors import ClassicalDetector
 from distspec.detectors.classical import class_of
@@ -35,7 +35,7 @@ __all__ = [
 SCHEMA: Final = 1
 
 
-def save_detector(detector: ClassicalDetector, folder: str | Path, recipe: str) -> str:
+def save_detector(detector: ClassicalDetector, folder: str | Place, recipe: str) -> str:
     """Write a detector, finished or still asking for looks; the folder appears whole or not at all.
 
     Returns:
@@ -55,11 +55,11 @@ def save_detector(detector: ClassicalDetector, folder: str | Path, recipe: str) 
         "sha256": sha256,
     }
     description = json.dumps(text, indent=2, sort_keys=True).encode()
-    write_folder(Path(folder), {"detector.safetensors": content, "detector.json": description})
+    write_folder(address_of(folder), {"detector.safetensors": content, "detector.json": description})
     return sha256
 
 
-def load_detector(folder: str | Path) -> tuple[ClassicalDetector, str]:
+def load_detector(folder: str | Place) -> tuple[ClassicalDetector, str]:
     """Read a detector and the SHA-256 of its arrays.
 
     Raises:
@@ -72,7 +72,7 @@ def load_detector(folder: str | Path) -> tuple[ClassicalDetector, str]:
         grid, sha256 = WaveGrid(**text["grid"]), str(text["sha256"])
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise CheckpointError(f"{folder}/detector.json does not describe a detector: {_short(error)}") from None
-    tensors = read_tensors(Path(folder) / "detector.safetensors", sha256)
+    tensors = read_tensors(address_of(folder) / "detector.safetensors", sha256)
     try:
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         detector = class_of(settings).from_arrays(settings, grid, arrays)
@@ -81,7 +81,7 @@ def load_detector(folder: str | Path) -> tuple[ClassicalDetector, str]:
     return detector, sha256
 
 
-def require_detector(folder: str | Path, grid: WaveGrid, recipe: str) -> None:
+def require_detector(folder: str | Place, grid: WaveGrid, recipe: str) -> None:
     """Refuse data that a detector was not fitted for.
 
     Raises:
@@ -93,7 +93,7 @@ def require_detector(folder: str | Path, grid: WaveGrid, recipe: str) -> None:
             raise CheckpointError(f"{folder} was fitted on {what} {mine}, the store has {theirs}; fit on this store")
 
 
-def write_summary(path: Path, summary: Any) -> None:
+def write_summary(path: Place, summary: Any) -> None:
     """Write what a detector's look at some spectra gave; the file appears whole.
 
     Raises:
@@ -104,14 +104,14 @@ def write_summary(path: Path, summary: Any) -> None:
     write_file(path, stream.getbuffer())
 
 
-def read_summary(path: Path, detector: ClassicalDetector) -> Any:
+def read_summary(path: Place, detector: ClassicalDetector) -> Any:
     """Read what `write_summary` wrote for this detector.
 
     Raises:
         CheckpointError: it is absent or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             return detector.summary({name: found[name] for name in found.files})
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} cannot be read ({_short(error)}); remove it, and detect again") from error
@@ -134,8 +134,8 @@ class FieldDetector:
         return values
 
 
-def _description(folder: str | Path) -> dict[str, Any]:
-    text = read_json(Path(folder) / "detector.json", "run `distspec detect` first")
+def _description(folder: str | Place) -> dict[str, Any]:
+    text = read_json(address_of(folder) / "detector.json", "run `distspec detect` first")
     if text.get("schema") != SCHEMA:
         raise CheckpointError(
             f"{folder} has schema {text.get('schema')}; expected {SCHEMA}; run `distspec detect` again"

@@ -10,16 +10,16 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from distspec.addresses import Place
 from distspec.config import Fit
-from distspec.errors import ConfigError
-from distspec.files import read_tensors, write_folder
+from distspec.errors import BucketError, ConfigError
+from distspec.files import read_tensors, remove, write_folder
 from distspec.models.autoencoders.dense import Batch, Loss, Progress, TwoStage
 from distspec.models.training.steps import Batches, ByShares, Steps, steps_of
 
@@ -78,7 +78,7 @@ def fit(
     objective: nn.Module,
     feed: Batches | ByShares,
     settings: Fit,
-    state: Path,
+    state: Place,
     seed: int,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     section: str = "train",
@@ -142,14 +142,14 @@ class FitState:
         best: weights of the best of them; empty before the first.
     """
 
-    folder: Path
+    folder: Place
     model: nn.Module
     optimizer: torch.optim.Optimizer
     epochs: list[Epoch] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def newest(cls, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Self:
+    def newest(cls, folder: Place, model: nn.Module, optimizer: torch.optim.Optimizer) -> Self:
         """Load the newest whole state, if there is one, into model and optimizer."""
         found, epochs = newest_state(folder)
         if found is None:
@@ -274,21 +274,24 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def keep_state(state: Path, number: int, parts: dict[str, dict[str, Tensor]], epochs: Sequence[Epoch]) -> None:
+def keep_state(state: Place, number: int, parts: dict[str, dict[str, Tensor]], epochs: Sequence[Epoch]) -> None:
     """Write a state; the two newest stay, so that a damaged one costs an epoch and not the run."""
     files = {f"{name}.safetensors": save(tensors) for name, tensors in parts.items()}
     sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     files["state.json"] = json.dumps({"epochs": list(epochs), "sha256": sha256}).encode()
     write_folder(state / f"epoch-{number:05d}", files)
-    for old in sorted(state.glob("epoch-*"))[:-2]:
-        for path in old.iterdir():
-            path.unlink()
-        old.rmdir()
+    for old in _states(state)[:-2]:
+        remove(old)
 
 
-def newest_state(state: Path) -> tuple[Path | None, list[Epoch]]:
+def _states(state: Place) -> list[Place]:
+    """List the states, the newest last."""
+    return sorted(state.glob("epoch-*"), key=lambda folder: folder.name)
+
+
+def newest_state(state: Place) -> tuple[Place | None, list[Epoch]]:
     """Find the last whole state: its folder and the numbers of all epochs up to it."""
-    for folder in sorted(state.glob("epoch-*"), reverse=True):
+    for folder in reversed(_states(state)):
         try:
             text = json.loads((folder / "state.json").read_bytes())
             # A truncated file from a failing disk must not stop a training that has an older whole state.
@@ -296,15 +299,17 @@ def newest_state(state: Path) -> tuple[Path | None, list[Epoch]]:
                 if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
                     raise ValueError(f"{name} is damaged")
             epochs = [dict(epoch) for epoch in text["epochs"]]
+        except BucketError:
+            raise  # what cannot be reached is not damaged
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         return folder, epochs
     return None, []
 
 
-def newest_epochs(state: Path) -> list[Epoch]:
+def newest_epochs(state: Place) -> list[Epoch]:
     """Read the numbers of the epochs so far, for who only looks on: what a state holds beside is not verified."""
-    for folder in sorted(state.glob("epoch-*"), reverse=True):
+    for folder in reversed(_states(state)):
         try:
             return [dict(epoch) for epoch in json.loads((folder / "state.json").read_bytes())["epochs"]]
         except (OSError, ValueError, KeyError, TypeError):
@@ -312,7 +317,7 @@ def newest_epochs(state: Path) -> list[Epoch]:
     return []
 
 
-def best_weights(state: Path, name: str = "best") -> dict[str, Tensor]:
+def best_weights(state: Place, name: str = "best") -> dict[str, Tensor]:
     """Read one part of the newest state; empty if there is no state."""
     folder, _ = newest_state(state)
     if folder is None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64, Shaped
 
+from distspec.addresses import BucketPath, Place, absolute
 from distspec.config import Wanted
 from distspec.errors import SourceError
 from distspec.sources.catalogs.rows import Chunk, Rows, kind_of, open_rows
@@ -29,6 +31,9 @@ __all__ = ["Catalog", "locate"]
 _BLOCK = 1 << 18
 
 _SCHEMA = 1
+
+_FACTS = "catalog.json"
+"""What says of the arrays beside it what they are; written last."""
 
 
 def locate(catalog: str, root: str) -> str:
@@ -61,7 +66,7 @@ class Catalog:
 
     @classmethod
     def build(
-        cls, path: str, keys: tuple[str, ...], columns: tuple[str, ...], wanted: Wanted, scratch: Path
+        cls, path: str, keys: tuple[str, ...], columns: tuple[str, ...], wanted: Wanted, scratch: Place
     ) -> "Catalog":
         """Select rows, or open what another process has selected already.
 
@@ -70,29 +75,35 @@ class Catalog:
             keys: columns of integers that identify a row: one of 64 bits, or several that share 63.
             columns: columns to keep, those of them that there are.
             wanted: conditions, and how many of the highest are taken.
-            scratch: folder that all workers see.
+            scratch: place that all workers see; from a bucket each machine takes a copy.
 
         Raises:
             ConfigError: a condition names a column that is not there, or does not suit its kind.
             SourceError: the file is damaged, lacks a key, or a key is not an exact integer.
         """
         size, changed = _stamp(path)
-        facts = [_SCHEMA, path, size, changed, keys, columns, wanted.model_dump(mode="json")]
+        facts = [_SCHEMA, absolute(path), size, changed, keys, columns, wanted.model_dump(mode="json")]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-        folder = scratch / "catalogs" / digest
+        kept = scratch / "catalogs" / digest
+        folder = kept if isinstance(kept, Path) else _own_folder() / digest
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             part = Path(tempfile.mkdtemp(prefix=f".{digest}.", dir=folder.parent))
             try:
-                _distil(path, keys, columns, wanted, part)
+                if isinstance(kept, Path) or not (kept / _FACTS).is_file():
+                    _distil(path, keys, columns, wanted, part)
+                else:
+                    _download(kept, part)
                 part.chmod(0o755)
                 # Another process may have been quicker; its arrays are the same.
                 with suppress(OSError):
                     os.rename(part, folder)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
+        if not isinstance(kept, Path) and not (kept / _FACTS).is_file():
+            _upload(folder, kept)
         try:
-            facts_kept = json.loads((folder / "catalog.json").read_text("utf-8"))
+            facts_kept = json.loads((folder / _FACTS).read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise SourceError(f"{folder}: cannot be read ({error}); remove the folder to make it again") from error
         return cls(folder, keys, tuple(facts_kept["columns"]), facts_kept["table"])
@@ -177,6 +188,28 @@ def _map(path: Path) -> np.ndarray:
     return found
 
 
+def _own_folder() -> Path:
+    """Give this user's folder for copies from buckets on this machine."""
+    folder = Path(tempfile.gettempdir()) / f"distspec-catalogs-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise SourceError(f"{folder} belongs to somebody else; set TMPDIR to a folder of yours")
+    return folder
+
+
+def _download(kept: BucketPath, folder: Path) -> None:
+    for file in kept.iterdir():
+        file.download(folder / file.name)
+
+
+def _upload(folder: Path, kept: BucketPath) -> None:
+    """Put a distilled catalogue into a bucket; what makes it one comes last."""
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == _FACTS):
+        (kept / file.name).upload(file)
+
+
 def _stamp(path: str) -> tuple[int, int]:
     if "://" not in path:
         try:
@@ -211,7 +244,7 @@ def _distil(path: str, keys: tuple[str, ...], columns: tuple[str, ...], wanted: 
     for spool in (key_spool, rank_spool, *spools.values()):
         spool.path.unlink(missing_ok=True)
     facts = {"source": path, "columns": kept, "table": table}
-    (folder / "catalog.json").write_text(json.dumps(facts), "utf-8")
+    (folder / _FACTS).write_text(json.dumps(facts), "utf-8")
 
 
 def _pass(

@@ -15,12 +15,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64, Shaped
 
+from distspec.addresses import Place
 from distspec.config import Desi, Wanted
 from distspec.errors import SourceError
 from distspec.sources import Entry, Piece
@@ -82,7 +83,7 @@ class DesiCoadds:
     """
 
     settings: Desi
-    scratch: Path
+    scratch: Place
 
     def __post_init__(self) -> None:
         check_classes(self.settings.targets)

@@ -12,12 +12,13 @@ References:
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
+from distspec.addresses import Place
 from distspec.config import Sdss
 from distspec.errors import SourceError
 from distspec.sources import Entry, Piece
@@ -81,7 +82,7 @@ class SdssPlates:
     """
 
     settings: Sdss
-    scratch: Path
+    scratch: Place
 
     def __getstate__(self) -> dict[str, Any]:
         return {"settings": self.settings, "scratch": self.scratch}

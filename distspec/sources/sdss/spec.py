@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from distspec.addresses import Place
 from distspec.config import Sdss
 from distspec.errors import ConfigError, SourceError
 from distspec.sources import Entry, Piece, Source
@@ -39,7 +40,7 @@ _COMPANION = re.compile(r"sp[A-Z][A-Za-z]*-|specObj-|platelist|plates-|photo(Pos
 _EXTINCTIONS = np.array([[5.155, 3.793, 2.751, 2.086, 1.479], [4.239, 3.303, 2.285, 1.698, 1.263]])
 
 
-def open_sdss(settings: Sdss, scratch: Path) -> Source:
+def open_sdss(settings: Sdss, scratch: Place) -> Source:
     """Give the source for the layout that the settings name."""
     if settings.layout == "plate":
         return SdssPlates(settings, scratch)
@@ -109,7 +110,7 @@ class SdssSpectra:
     """
 
     settings: Sdss
-    scratch: Path
+    scratch: Place
 
     def __getstate__(self) -> dict[str, Any]:
         return {"settings": self.settings, "scratch": self.scratch}

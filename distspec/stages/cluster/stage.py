@@ -26,12 +26,12 @@ themselves are read in chunks. k-means and silhouettes stand in `statistics/clus
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
+from distspec.addresses import Place
 from distspec.config import Cluster, Experiment
 from distspec.errors import ConfigError
 from distspec.files import csv_text
@@ -155,7 +155,7 @@ def clustered_of(experiment: Experiment, store: SpectraStore, layer: Layer) -> F
     return on_disk.find(_folder(experiment, store, layer), "clusters.json", SCHEMA, "cluster")
 
 
-def _folder(experiment: Experiment, store: SpectraStore, layer: Layer) -> Path:
+def _folder(experiment: Experiment, store: SpectraStore, layer: Layer) -> Place:
     return cluster_folder(experiment, store.digest, layer, _score(experiment))
 
 

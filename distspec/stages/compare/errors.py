@@ -8,16 +8,15 @@ References:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from distspec.config import Errors
+from distspec.results.scores import Fold, fold_here
 from distspec.statistics.summaries import TABLE_ROWS, Moments, Selection, TopK, quantile_ranks
 from distspec.store import Layer, SpectraStore
 
@@ -83,13 +82,14 @@ class Residuals:
     sigmas: Float64[np.ndarray, "m"]
 
 
-def measure_residuals(store: SpectraStore, layer: Layer, settings: Errors) -> Residuals | None:
+def measure_residuals(store: SpectraStore, layer: Layer, settings: Errors, fold: Fold = fold_here) -> Residuals | None:
     """Measure the errors of all spectra that a model scored.
 
     Arguments:
         store: whose column `snr` parts the spectra, if it has one.
         layer: with fields `rmse` and `difference`, NaN for what is set aside.
         settings: limits of the lists.
+        fold: adds up over shards and blocks.
 
     Returns:
         Statistics and lists; None where no spectrum has an error.
@@ -97,46 +97,64 @@ def measure_residuals(store: SpectraStore, layer: Layer, settings: Errors) -> Re
     References:
         Sharma et al. 2019, table 1 and fig. 3: mean squared error, its root, mean of original - reconstruction.
     """
-    reader = _Reader(store, layer)
-    moments, lowest = Moments.zero(len(MEASURES)), Selection.start(3)
-    first = lowest
-    for block in reader.blocks():
-        errors = block.errors()
-        moments += Moments.of(errors, np.ones_like(errors, bool))
-        lowest += first.count([block.ordered()])
-    spectra = int(lowest.total[0])
+    known = fold(_Known, (layer,), range(layer.shards), "count errors")
+    starts = np.concatenate([[0], known.cumsum()]) if known is not None else np.zeros(1, np.int64)
+    spectra = int(starts[-1])
     if spectra == 0:
         return None
-    selection = _select(reader, lowest)
-    statistics, reach = _statistics(moments, selection)
+    blocks = _Blocks(store, layer, starts)
+
+    def over_blocks(factory: Callable[..., Any], *arguments: Any) -> Any:
+        return fold(factory, (blocks, *arguments), range(-(-spectra // _BLOCK)), "errors")
+
+    first = over_blocks(_First)
+    selection = _select(over_blocks, first.lowest)
+    statistics, reach = _statistics(first.moments, selection)
     cuts = _cuts(statistics, settings)
-    return _listed(reader, statistics, cuts, _edges(reach, cuts), selection, spectra)
+    return _listed(blocks, over_blocks, statistics, cuts, _edges(reach, cuts), selection, spectra)
 
 
-class _Reader:
-    """Reads a layer and the S/N again and again, in blocks of equal length."""
+class _Known:
+    """Counts the spectra of a shard that have errors."""
 
-    def __init__(self, store: SpectraStore, layer: Layer) -> None:
-        self._store, self._layer = store, layer
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+
+    def __call__(self, shard: int) -> "_Counts":
+        return _Counts(np.array([_known(*self._layer.read_shard(shard, "rmse", "difference")).sum()]))
+
+
+def _known(rmse: Float32[np.ndarray, "n"], difference: Float32[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    return np.asarray(np.isfinite(rmse) & np.isfinite(difference))
+
+
+class _Blocks:
+    """Reads spectra that have errors, in blocks of equal length; small and picklable.
+
+    Arguments:
+        store: whose S/N is told.
+        layer: with the errors.
+        starts: number of these spectra before each shard, and of all.
+    """
+
+    def __init__(self, store: SpectraStore, layer: Layer, starts: Int64[np.ndarray, "shards+1"]) -> None:
+        self._store, self._layer, self._starts = store, layer, starts
         self._has_snr = "snr" in store.column_names
 
-    def blocks(self) -> Iterator[_Block]:
-        left: list[_Block] = []
-        held = 0
-        for shard in range(self._layer.shards):
-            left.append(self._shard(shard))
-            held += len(left[-1].rows)
-            while held >= _BLOCK:
-                joined = _join(left)
-                yield _Block(*(values[:_BLOCK] for values in joined))
-                left, held = [_Block(*(values[_BLOCK:] for values in joined))], held - _BLOCK
-        if held:
-            yield _join(left)
+    def read(self, number: int) -> _Block:
+        """Read a block, from one shard or several."""
+        begin, end = number * _BLOCK, min((number + 1) * _BLOCK, int(self._starts[-1]))
+        low = int(np.searchsorted(self._starts, begin, "right")) - 1
+        high = int(np.searchsorted(self._starts, end, "left"))
+        parts = [self._shard(shard) for shard in range(low, high)]
+        joined = _Block(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+        before = int(self._starts[low])
+        return _Block(*(values[begin - before : end - before] for values in joined))
 
     def _shard(self, shard: int) -> _Block:
         start, stop = self._layer.bounds(shard)
         rmse, difference = self._layer.read_shard(shard, "rmse", "difference")
-        known = np.isfinite(rmse) & np.isfinite(difference)
+        known = _known(rmse, difference)
         snr = np.full(stop - start, np.nan, np.float32)
         if self._has_snr:
             told = self._store.base.read("columns/snr", start, stop).astype(np.float32)
@@ -151,11 +169,38 @@ class _Reader:
         return self._layer.take("rmse", rows), self._layer.take("difference", rows), snr
 
 
-def _join(blocks: list[_Block]) -> _Block:
-    return _Block(*(np.concatenate(values) for values in zip(*blocks, strict=True)))
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Mean and spread of all errors, and the first pass of their order statistics."""
+
+    moments: Moments
+    lowest: Selection
+
+    def __add__(self, other: "_Found") -> "_Found":
+        return _Found(self.moments + other.moments, self.lowest + other.lowest)
 
 
-def _select(reader: _Reader, lowest: Selection) -> Selection:
+class _First:
+    def __init__(self, blocks: _Blocks) -> None:
+        self._blocks = blocks
+
+    def __call__(self, number: int) -> _Found:
+        block = self._blocks.read(number)
+        errors = block.errors()
+        return _Found(Moments.of(errors, np.ones_like(errors, bool)), Selection.start(3).count([block.ordered()]))
+
+
+class _Next:
+    """Counts for one more pass of the order statistics."""
+
+    def __init__(self, blocks: _Blocks, selection: Selection) -> None:
+        self._blocks, self._selection = blocks, selection
+
+    def __call__(self, number: int) -> Selection:
+        return self._selection.count([self._blocks.read(number).ordered()])
+
+
+def _select(over_blocks: Callable[..., Any], lowest: Selection) -> Selection:
     """Find quantiles of all three columns, and behind them the values at which the S/N parts begin."""
     total = lowest.total
     # As many in each part as numpy.array_split gives: the first ones have one more.
@@ -164,8 +209,8 @@ def _select(reader: _Reader, lowest: Selection) -> Selection:
     limits[:, 2] = np.minimum(starts, max(int(total[2]) - 1, 0))
     selection = lowest.narrow(np.concatenate([quantile_ranks(total, _QUANTILES), limits]))
     while not selection.done:
-        counts = (selection.count([block.ordered()]) for block in reader.blocks())
-        selection = reduce(add, counts, selection).narrow()
+        counted: Selection = over_blocks(_Next, selection)
+        selection = counted.narrow()
     return selection
 
 
@@ -214,41 +259,92 @@ def _edges(reach: Float64[np.ndarray, "2 3"], cuts: dict[str, Any]) -> dict[str,
     return edges
 
 
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """Where histograms and lists are cut.
+
+    Arguments:
+        mean, std: of the difference.
+        sigma, rmse: limits of the lists.
+        edges: of the histograms.
+    """
+
+    mean: float
+    std: float
+    sigma: float
+    rmse: float
+    edges: dict[str, Float64[np.ndarray, "bins+1"]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Lists:
+    """Histograms, numbers beyond the cuts, the lists and the S/N parts of some blocks."""
+
+    counts: Int64[np.ndarray, "3 bins+2"]
+    beyond: Int64[np.ndarray, "3"]
+    odd: TopK
+    bad: TopK
+    parts: "_Parts"
+
+    def __add__(self, other: "_Lists") -> "_Lists":
+        return _Lists(
+            self.counts + other.counts,
+            self.beyond + other.beyond,
+            self.odd + other.odd,
+            self.bad + other.bad,
+            self.parts + other.parts,
+        )
+
+
+class _Lister:
+    """Counts the histograms and the S/N parts of a block, and lists what is beyond the cuts."""
+
+    def __init__(
+        self, blocks: _Blocks, cut: _Cut, selection: Selection, tied: Int64[np.ndarray, "blocks limits"]
+    ) -> None:
+        self._blocks, self._cut, self._selection = blocks, cut, selection
+        self._tied = np.cumsum(tied, axis=0) - tied
+
+    def __call__(self, number: int) -> _Lists:
+        block, cut = self._blocks.read(number), self._cut
+        errors = block.errors()
+        away = np.abs(errors[:, 2] - cut.mean)
+        odd, bad = away > cut.sigma * cut.std, errors[:, 1] > cut.rmse
+        return _Lists(
+            np.stack([_binned(values, cut.edges[name]) for name, values in zip(MEASURES, errors.T, strict=True)]),
+            np.array([int(which.sum()) for which in (odd, bad, odd | bad)]),
+            TopK.of(LISTED, block.rows[odd], away[odd]),
+            TopK.of(LISTED, block.rows[bad], errors[bad, 1]),
+            _Parts.of(block, self._selection, self._tied[number]),
+        )
+
+
 def _listed(
-    reader: _Reader,
+    blocks: _Blocks,
+    over_blocks: Callable[..., Any],
     statistics: dict[str, dict[str, float]],
     cuts: dict[str, Any],
     edges: dict[str, Float64[np.ndarray, "bins+1"]],
     selection: Selection,
     spectra: int,
 ) -> Residuals:
-    """Count the histograms and the S/N parts, and list what is beyond the cuts, in one more pass."""
+    """Count the histograms and the S/N parts, and list what is beyond the cuts."""
     mean, std = statistics["mean"]["difference"], statistics["std"]["difference"]
-    counts = {name: np.zeros(BINS + 2, np.int64) for name in MEASURES}
-    beyond = {"difference": 0, "rmse": 0, "either": 0}
-    tops = [TopK.zero(LISTED), TopK.zero(LISTED)]
-    parts = _Parts(selection)
-    for block in reader.blocks():
-        errors = block.errors()
-        for name, values in zip(MEASURES, errors.T, strict=True):
-            counts[name] += _binned(values, edges[name])
-        away = np.abs(errors[:, 2] - mean)
-        odd, bad = away > cuts["sigma"] * std, errors[:, 1] > cuts["rmse"]
-        for name, which in (("difference", odd), ("rmse", bad), ("either", odd | bad)):
-            beyond[name] += int(which.sum())
-        tops[0] += TopK.of(LISTED, block.rows[odd], away[odd])
-        tops[1] += TopK.of(LISTED, block.rows[bad], errors[bad, 1])
-        parts.take(block)
-    joined = np.concatenate([top.rows for top in tops])
+    cut = _Cut(mean, std, cuts["sigma"], cuts["rmse"], edges)
+    tied = over_blocks(_Tied, selection).values
+    found: _Lists = over_blocks(_Lister, cut, selection, tied)
+    joined = np.concatenate([found.odd.rows, found.bad.rows])
     rows = joined[np.sort(np.unique(joined, return_index=True)[1])]
-    rmse, difference, snr = reader.take(rows)
+    rmse, difference, snr = blocks.take(rows)
     facts = {
         "spectra": spectra,
         "statistics": statistics,
-        "snr_bins": parts.told(),
-        "histograms": {name: _histogram(edges[name], counts[name]) for name in MEASURES},
+        "snr_bins": found.parts.told(),
+        "histograms": {
+            name: _histogram(edges[name], counts) for name, counts in zip(MEASURES, found.counts, strict=True)
+        },
         "cuts": cuts,
-        "beyond": beyond,
+        "beyond": dict(zip(("difference", "rmse", "either"), found.beyond.tolist(), strict=True)),
         "listed": len(rows),
     }
     sigmas = (difference.astype(np.float64) - mean) / (std or math.inf)
@@ -268,35 +364,67 @@ def _histogram(edges: Float64[np.ndarray, "bins+1"], counts: Int64[np.ndarray, "
     return {"edges": edges.tolist(), "counts": inside, "below": int(counts[0]), "above": int(counts[-1])}
 
 
+@dataclass(frozen=True, eq=False)
+class _Counts:
+    """Numbers of one shard or block after the other."""
+
+    values: Int64[np.ndarray, "n ..."]
+
+    def __add__(self, other: "_Counts") -> "_Counts":
+        return _Counts(np.concatenate([self.values, other.values]))
+
+    def cumsum(self) -> Int64[np.ndarray, "n ..."]:
+        return self.values.cumsum(axis=0)
+
+
+def _limits(selection: Selection) -> tuple[Float32[np.ndarray, "limits"], Int64[np.ndarray, "limits"]]:
+    """Give the S/N at which parts begin, and how many spectra of exactly that S/N belong to the part before.
+
+    After the last pass a target's rank is that among the values equal to it.
+    """
+    behind = slice(2 * len(_QUANTILES), None)
+    return selection.values[behind, 2], selection.rank[behind, 2]
+
+
+class _Tied:
+    """Counts the spectra of a block whose S/N is one at which a part begins."""
+
+    def __init__(self, blocks: _Blocks, selection: Selection) -> None:
+        self._blocks, self._limits = blocks, _limits(selection)[0]
+
+    def __call__(self, number: int) -> _Counts:
+        snr = self._blocks.read(number).snr
+        return _Counts((snr[:, None] == self._limits).sum(axis=0)[None].astype(np.int64))
+
+
+@dataclass(frozen=True, eq=False)
 class _Parts:
     """Mean RMSE of parts of equal number by S/N: as if spectra were sorted by it, those of equal S/N by their row."""
 
-    def __init__(self, selection: Selection) -> None:
-        behind = slice(2 * len(_QUANTILES), None)
-        self._limits = selection.values[behind, 2]
-        # After the last pass a target's rank is that among the values equal to it: as many belong to the part before.
-        self._before = selection.rank[behind, 2]
-        self._tied = np.zeros(len(self._limits), np.int64)
-        self._moments = Moments.zero(_PARTS)
-        self._span = np.array([[np.inf, -np.inf]] * _PARTS)
+    moments: Moments
+    span: Float64[np.ndarray, "parts 2"]
 
-    def take(self, block: _Block) -> None:
+    @classmethod
+    def of(cls, block: _Block, selection: Selection, tied: Int64[np.ndarray, "limits"]) -> "_Parts":
+        """Take a block, before which there are so many spectra of exactly the S/N at which parts begin."""
         part = np.zeros(len(block.rows), np.int64)
-        for place, limit in enumerate(self._limits):
-            tied = block.snr == limit
-            number = self._tied[place] + np.cumsum(tied)
-            part += (block.snr > limit) | (tied & (number > self._before[place]))
-            self._tied[place] += int(tied.sum())
+        for limit, before, number in zip(*_limits(selection), tied, strict=True):
+            same = block.snr == limit
+            part += (block.snr > limit) | (same & (number + np.cumsum(same) > before))
         mine = (part[:, None] == np.arange(_PARTS)) & ~np.isnan(block.snr)[:, None]
         rmse = np.broadcast_to(block.rmse[:, None].astype(np.float64), mine.shape)
-        self._moments += Moments.of(rmse, mine)
         snr = block.snr[:, None].astype(np.float64)
         low, high = np.where(mine, snr, np.inf).min(axis=0), np.where(mine, snr, -np.inf).max(axis=0)
-        self._span = np.stack([np.minimum(self._span[:, 0], low), np.maximum(self._span[:, 1], high)], axis=1)
+        return cls(Moments.of(rmse, mine), np.stack([low, high], axis=1))
+
+    def __add__(self, other: "_Parts") -> "_Parts":
+        low = np.minimum(self.span[:, 0], other.span[:, 0])
+        high = np.maximum(self.span[:, 1], other.span[:, 1])
+        return _Parts(self.moments + other.moments, np.stack([low, high], axis=1))
 
     def told(self) -> list[dict[str, float]]:
         """Give the parts that hold a spectrum, from the lowest S/N, in plain values."""
-        columns = zip(self._moments.weight.tolist(), self._moments.mean.tolist(), self._span.tolist(), strict=True)
+        columns = zip(self.moments.weight.tolist(), self.moments.mean.tolist(), self.span.tolist(), strict=True)
         return [
             {"from": span[0], "to": span[1], "spectra": int(count), "rmse": rmse}
             for count, rmse, span in columns

@@ -33,12 +33,12 @@ members, one count for each exposure. The mathematics stands in `statistics/over
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from distspec.addresses import Place
 from distspec.config import ENSEMBLES, Experiment
 from distspec.errors import ConfigError, ShardError
 from distspec.files import csv_text, write_folder
@@ -157,7 +157,7 @@ def compared_of(experiment: Experiment, store: SpectraStore, scores: Scores) -> 
     return Comparison(folder, found.content, ensembles)
 
 
-def _folder(experiment: Experiment, store: SpectraStore, scores: Scores, chosen: Scores) -> Path:
+def _folder(experiment: Experiment, store: SpectraStore, scores: Scores, chosen: Scores) -> Place:
     model = _model(scores)
     layers = dict.fromkeys([*chosen.layers, *([model] if model else [])])
     return compare_folder(experiment, store.digest, list(layers), chosen.names)
@@ -264,7 +264,7 @@ def _compared(
     groups = find_groups(store, chosen, listed, kinds, asked=bool(settings.exposures), fold=fold)
     leaning = {name: top.rows[:bias] for name, top in tops.items()}
     model = _model(scores)
-    errors = None if model is None else measure_residuals(store, model, settings.errors)
+    errors = None if model is None else measure_residuals(store, model, settings.errors, fold)
     facts = {
         "store": store.digest,
         "layers": list(chosen.key),
@@ -372,7 +372,7 @@ def _join(experiment: Experiment, store: SpectraStore, chosen: Scores, survey: _
         np.savez_compressed(stream, **arrays)
         write_folder(folder, {_SURVIVORS: stream.getvalue()})
     places = {score: chosen.layer(score).name for score in chosen.names}
-    arguments = (store.path, str(folder / _SURVIVORS), name, places)
+    arguments = (store.address, folder / _SURVIVORS, name, places)
     here, needs = store.rows <= _HERE, experiment.runtime.needs("compare")
     for _ in map_items(EnsembleScorer, arguments, pending, experiment.runtime, "compare", needs=needs, here=here):
         pass

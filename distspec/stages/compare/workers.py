@@ -3,11 +3,13 @@
 Ensembles are scores like any other, in a layer of their own.
 """
 
+import io
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
+from distspec.addresses import Place
 from distspec.errors import StoreError
 from distspec.results.scores import Scores
 from distspec.statistics.ensembles import SurvivalFunction, rank_mean, rank_union
@@ -19,7 +21,7 @@ __all__ = ["EnsembleScorer"]
 class EnsembleScorer:
     """Joins the scores of one shard after the other by their ranks in the survey; lives in a worker."""
 
-    def __init__(self, store: str, survivors: str, layer: str, places: dict[str, str]) -> None:
+    def __init__(self, store: str, survivors: Place, layer: str, places: dict[str, str]) -> None:
         self._store = SpectraStore.open(store, write=True)
         self._layer = self._store.layer(layer)
         self._names = list(places)
@@ -38,13 +40,13 @@ class EnsembleScorer:
         return shard
 
 
-def _opened(path: str) -> Any:
+def _opened(path: Place) -> Any:
     """Open the distributions that ensembles rank by.
 
     Raises:
         StoreError: the file is damaged or gone.
     """
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     except (OSError, ValueError, BadZipFile) as error:
         raise StoreError(f"cannot read {path}: {error}; remove its folder and run `distspec compare` again") from error

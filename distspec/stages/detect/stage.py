@@ -35,23 +35,23 @@ interrupted fit goes on after its last whole look. Then one more pass scores wit
 in `detectors/classical/`.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool
 
+from distspec.addresses import Place
 from distspec.config import AnyDetector, Experiment
 from distspec.detectors import classical
 from distspec.detectors.classical.saved import load_detector, require_detector, save_detector
 from distspec.errors import ConfigError
+from distspec.files import remove
 from distspec.results.layout import detect_layer, detector_folder
-from distspec.runtime.passes import runs_of
+from distspec.runtime.passes import folding, runs_of
 from distspec.runtime.threads import one_thread
 from distspec.runtime.workers import Cut, map_items
-from distspec.stages.detect.workers import DetectorScorer, Grower, Learner, Piece, Summarizer, look_file
+from distspec.stages.detect.workers import DetectorScorer, Grower, Learner, Piece, ScoreMoments, Summarizer, look_file
 from distspec.stages.stage import Job, Products, Stage, State, stage_run
 from distspec.statistics.holdout import held_out, limited
 from distspec.statistics.summaries import Moments
@@ -121,7 +121,7 @@ def detect(experiment: Experiment, store: SpectraStore) -> dict[str, Layer]:
     wanted = experiment.detect.detectors
     folders = {one.name: detector_folder(experiment, one, store.digest) for one in wanted}
     names = {one.name: detect_layer(experiment, one, store.digest) for one in wanted}
-    fitted = all((folder / "detector.json").is_file() for folder in folders.values())
+    fitted = all(map(_is_there, folders.values()))
     there = detections_of(experiment, store)
     # A store that has grown has rows that the layers do not know yet.
     if fitted and all(name in there and there[name].rows == store.rows and not there[name].pending() for name in names):
@@ -130,7 +130,7 @@ def detect(experiment: Experiment, store: SpectraStore) -> dict[str, Layer]:
     lineage = {"store": store.digest, "recipe": store.recipe}
     with stage_run(experiment, store, "detect", key, lineage, workers=True) as run:
         training = _training(experiment, store)
-        _fit(experiment, store, [one for one in wanted if not folders[one.name].is_dir()], training)
+        _fit(experiment, store, [one for one in wanted if not _is_there(folders[one.name])], training)
         layers, facts = {}, {}
         for one in wanted:
             detector, sha256 = load_detector(folders[one.name])
@@ -150,6 +150,10 @@ def detections_of(experiment: Experiment, store: SpectraStore) -> dict[str, Laye
     names = {one.name: detect_layer(experiment, one, store.digest) for one in experiment.detect.detectors}
     there = set(store.layers())
     return {name: store.layer(layer) for name, layer in names.items() if layer in there}
+
+
+def _is_there(folder: Place) -> bool:
+    return (folder / "detector.json").is_file()
 
 
 def _training(experiment: Experiment, store: SpectraStore) -> Bool[np.ndarray, "rows"]:
@@ -173,7 +177,7 @@ def _fit(
     """Fit detectors and keep each in its folder; an interrupted fit goes on after its last whole look."""
     finished = {one.name: detector_folder(experiment, one, store.digest) for one in wanted}
     folders = {name: folder.with_name(folder.name + _UNFINISHED) for name, folder in finished.items()}
-    _grow(experiment, store, [one for one in wanted if not folders[one.name].is_dir()], folders, training)
+    _grow(experiment, store, [one for one in wanted if not _is_there(folders[one.name])], folders, training)
     items = [
         (shard, training[slice(*store.base.bounds(shard))])
         for shard in range(store.shards)
@@ -183,23 +187,23 @@ def _fit(
         looking = [name for name, folder in folders.items() if load_detector(folder)[0].looking]
         if not looking:
             break
-        _look(experiment, store, [str(folders[name]) for name in looking], items)
+        _look(experiment, store, [folders[name].resolve() for name in looking], items)
     for name, folder in folders.items():
-        # Renamed last: a folder without the ending is a detector that can score.
-        shutil.rmtree(finished[name], ignore_errors=True)
-        folder.replace(finished[name])
+        # Last: a folder without the ending is a detector that can score.
+        save_detector(load_detector(folder)[0], finished[name], store.recipe)
+        remove(folder)
 
 
-def _look(experiment: Experiment, store: SpectraStore, folders: Sequence[str], items: Sequence[Any]) -> None:
+def _look(experiment: Experiment, store: SpectraStore, folders: Sequence[Place], items: Sequence[Any]) -> None:
     """Let detectors look at all training spectra and learn from it; runs that an interrupted look has left stay."""
 
-    def there(folder: str, number: int) -> bool:
-        return (Path(folder) / look_file(store.rows, number)).is_file()
+    def there(folder: Place, number: int) -> bool:
+        return (folder / look_file(store.rows, number)).is_file()
 
     runs = list(enumerate(runs_of(items, _LOOK_RUNS)))
     missing = [(n, run) for n, run in runs if not all(there(folder, n) for folder in folders)]
     settings, needs = experiment.runtime, experiment.runtime.needs("detect")
-    for _ in map_items(Summarizer, (store.path, folders), missing, settings, "look", needs=needs):
+    for _ in map_items(Summarizer, (store.address, folders), missing, settings, "look", needs=needs):
         pass
     # What takes gigabytes with long spectra is no work for this process, which may be anywhere.
     here = store.grid.pixels <= _FEW_PIXELS
@@ -213,7 +217,7 @@ def _grow(
     experiment: Experiment,
     store: SpectraStore,
     wanted: Sequence[AnyDetector],
-    folders: dict[str, Path],
+    folders: dict[str, Place],
     training: Bool[np.ndarray, "rows"],
 ) -> None:
     """Grow detectors on the sample, all their parts side by side."""
@@ -221,7 +225,7 @@ def _grow(
         return
     kept = limited(training, ~training, experiment.detect.sample, store.chunk_rows, experiment.seed)
     items = [Piece(one, part) for one in wanted for part in range(classical.class_of(one).parts(one))]
-    arguments = (store.path, np.flatnonzero(kept & training), experiment.seed)
+    arguments = (store.address, np.flatnonzero(kept & training), experiment.seed)
     grown, needs = {}, experiment.runtime.needs("detect")
     for piece, arrays in map_items(Grower, arguments, items, experiment.runtime, "fit", needs=needs):
         grown[piece] = arrays
@@ -234,7 +238,7 @@ def _grow(
 
 
 def _score(
-    experiment: Experiment, store: SpectraStore, layers: dict[str, Layer], folders: dict[str, Path]
+    experiment: Experiment, store: SpectraStore, layers: dict[str, Layer], folders: dict[str, Place]
 ) -> dict[str, Moments]:
     """Score what is left of each layer, every shard read once for all of them; give the scores' moments."""
     pending = {name: set(layer.pending()) for name, layer in layers.items()}
@@ -242,18 +246,14 @@ def _score(
         (shard, tuple(name for name in layers if shard in pending[name]))
         for shard in sorted(set().union(*pending.values()))
     ]
-    places = {name: (str(folders[name]), layer.name) for name, layer in layers.items()}
+    places = {name: (folders[name], layer.name) for name, layer in layers.items()}
 
     def rows(item: tuple[int, tuple[str, ...]]) -> tuple[int, int]:
         return store.base.bounds(item[0])
 
     needs = experiment.runtime.needs("detect")
-    arguments = (store.path, places)
+    arguments = (store.address, places)
     for _ in map_items(DetectorScorer, arguments, items, experiment.runtime, "detect", needs=needs, cut=Cut(rows)):
         pass
-    found = {name: Moments.zero(1) for name in layers}
-    for name, layer in layers.items():
-        for shard in range(layer.shards):
-            values = layer.read_shard(shard, name)[0][:, None]
-            found[name] += Moments.of(values, ~np.isnan(values))
-    return found
+    fold = folding(experiment.runtime, "detect")
+    return {name: fold(ScoreMoments, (layer, name), range(layer.shards)) for name, layer in layers.items()}

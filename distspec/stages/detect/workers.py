@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from distspec.addresses import Place
 from distspec.config import AnyDetector
 from distspec.detectors import Arrays
 from distspec.detectors.classical import class_of
 from distspec.detectors.classical.saved import load_detector, read_summary, save_detector, write_summary
 from distspec.errors import ConfigError, ShardError
-from distspec.store import SpectraStore
+from distspec.statistics.summaries import Moments
+from distspec.store import Layer, SpectraStore
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,20 @@ class Summarizer:
     components need it, is too much to pass through the driver.
     """
 
-    def __init__(self, store: str, folders: Sequence[str]) -> None:
+    def __init__(self, store: str, folders: Sequence[Place]) -> None:
         self._store = SpectraStore.open(store)
         self._detectors = {folder: load_detector(folder)[0] for folder in folders}
 
     def __call__(self, run: Looked) -> int:
         number, shards = run
-        total: dict[str, Any] = {}
+        total: dict[Place, Any] = {}
         for shard, training in shards:
             spectra = self._store.read(shard)[training]
             for folder, detector in self._detectors.items():
                 found = detector.look(spectra)
                 total[folder] = total[folder] + found if folder in total else found
         for folder, summary in total.items():
-            write_summary(Path(folder) / look_file(self._store.rows, number), summary)
+            write_summary(folder / look_file(self._store.rows, number), summary)
         return number
 
 
@@ -81,13 +82,13 @@ class Learner:
     def __init__(self, rows: int, runs: int, recipe: str) -> None:
         self._rows, self._runs, self._recipe = rows, runs, recipe
 
-    def __call__(self, item: tuple[str, str]) -> None:
+    def __call__(self, item: tuple[Place, str]) -> None:
         """Learn, by the folder of a detector and its SHA-256 before."""
         folder, before = item
         detector, now = load_detector(folder)
         if now != before:
             return  # a worker that was lost since had learned already
-        files = (Path(folder) / look_file(self._rows, number) for number in range(self._runs))
+        files = (folder / look_file(self._rows, number) for number in range(self._runs))
         total = reduce(add, (read_summary(file, detector) for file in files))
         # The folder is replaced, and with it go the files of the look.
         save_detector(detector.learn(total), folder, self._recipe)
@@ -101,7 +102,7 @@ def look_file(rows: int, number: int) -> str:
 class DetectorScorer:
     """Scores one shard after the other with several detectors; lives in a worker."""
 
-    def __init__(self, store: str, places: dict[str, tuple[str, str]]) -> None:
+    def __init__(self, store: str, places: dict[str, tuple[Place, str]]) -> None:
         self._store = SpectraStore.open(store, write=True)
         self._layers = {name: self._store.layer(layer) for name, (_, layer) in places.items()}
         self._detectors = {name: load_detector(folder)[0] for name, (folder, _) in places.items()}
@@ -138,6 +139,17 @@ class DetectorScorer:
             self._layers[name].give_up(shard, lost, why)
             self._layers[name].write(shard, told)
         return shard
+
+
+class ScoreMoments:
+    """Gives mean and spread of a detector's score over a shard."""
+
+    def __init__(self, layer: Layer, name: str) -> None:
+        self._layer, self._name = layer, name
+
+    def __call__(self, shard: int) -> Moments:
+        values = self._layer.read_shard(shard, self._name)[0][:, None]
+        return Moments.of(values, ~np.isnan(values))
 
 
 def _require_finite(score: np.ndarray, rows: Int64[np.ndarray, "n"], name: str) -> None:

@@ -31,16 +31,16 @@ import io
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from distspec.addresses import Place, address_of
 from distspec.config import ENSEMBLES, Experiment
 from distspec.detectors.classical.saved import require_detector
 from distspec.detectors.neural.scores import names_of
-from distspec.errors import CheckpointError, ConfigError, LayoutError
+from distspec.errors import BucketError, CheckpointError, ConfigError, LayoutError
 from distspec.files import csv_text, write_file
 from distspec.models.checkpoint import Checkpoint
 from distspec.results import facts as on_disk
@@ -164,7 +164,13 @@ def evaluate(
         places = _places(experiment, store, detected)
         # Who plants need not know all that it is measured against: megabytes for each worker.
         sent = replace(plan, background=plan.background[:0])
-        arguments = (store.path, sent, experiment, None if checkpoint is None else checkpoint.folder, places)
+        arguments = (
+            store.address,
+            sent,
+            experiment,
+            None if checkpoint is None else address_of(checkpoint.folder),
+            places,
+        )
         parts = _work(experiment, plan, folder, arguments)
         background = np.stack([table.take(name, plan.background) for name in table.names], axis=1)
         joined = joined_scores(experiment.compare.scores, table)
@@ -186,10 +192,10 @@ def evaluate(
 
 def _places(
     experiment: Experiment, store: SpectraStore, detected: Mapping[str, Layer]
-) -> dict[str, tuple[str, tuple[str, ...]]]:
+) -> dict[str, tuple[Place, tuple[str, ...]]]:
     """Give the folder of each classical detector and the names of its scores."""
     return {
-        one.name: (str(detector_folder(experiment, one, store.digest)), tuple(score_names(detected[one.name])))
+        one.name: (detector_folder(experiment, one, store.digest), tuple(score_names(detected[one.name])))
         for one in experiment.detect.detectors
         if one.name in detected
     }
@@ -299,7 +305,7 @@ def _jobs(plan: Plan, explained: int) -> list[InjectionJob]:
     return found
 
 
-def _work(experiment: Experiment, plan: Plan, folder: Path, arguments: tuple[Any, ...]) -> dict[InjectionJob, Part]:
+def _work(experiment: Experiment, plan: Plan, folder: Place, arguments: tuple[Any, ...]) -> dict[InjectionJob, Part]:
     """Do all jobs; those whose files an interrupted run has left are not done again."""
     parts = {}
     jobs = _jobs(plan, experiment.evaluate.explained)
@@ -316,17 +322,19 @@ def _work(experiment: Experiment, plan: Plan, folder: Path, arguments: tuple[Any
     return parts
 
 
-def _write_part(path: Path, part: Part) -> None:
+def _write_part(path: Place, part: Part) -> None:
     stream = io.BytesIO()
     np.savez(stream, **part)  # type: ignore[arg-type]
     write_file(path, stream.getvalue())
 
 
-def _read_part(path: Path) -> Part | None:
+def _read_part(path: Place) -> Part | None:
     """Read a file that an interrupted run has left; one that is damaged counts as absent and is made again."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
+    except BucketError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
 

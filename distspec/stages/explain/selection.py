@@ -60,7 +60,9 @@ def top_lists(
     return SelectedRows(rows, np.stack([_places(rows, one) for one in lists], axis=1))
 
 
-def by_ids(store: SpectraStore, scores: Scores, names: Sequence[str], path: str) -> SelectedRows:
+def by_ids(
+    store: SpectraStore, scores: Scores, names: Sequence[str], path: str, fold: Fold = fold_here
+) -> SelectedRows:
     """Find the spectra of a list of ids that have a score; they are ranked among themselves.
 
     A warning counts the others.
@@ -70,20 +72,15 @@ def by_ids(store: SpectraStore, scores: Scores, names: Sequence[str], path: str)
         scores: those that are explained.
         names: of the scores.
         path: text with one id a line (.txt), or a table with a column `id`.
+        fold: adds up over shards.
 
     Raises:
         SourceError: there is no such file, or it cannot be read.
         ConfigError: it holds no id of the store that has a score.
     """
     wanted = _read_ids(path)
-    rows, named = [np.zeros(0, np.int64)], [np.zeros(0, wanted.dtype)]
-    for shard in range(store.shards):
-        start, stop = store.base.bounds(shard)
-        ids = store.column("id", np.arange(start, stop)).astype(str)
-        meant = np.flatnonzero(np.isin(ids, wanted))
-        rows.append(start + meant)
-        named.append(ids[meant])
-    found, ids = np.concatenate(rows), np.concatenate(named)
+    meant = fold(_Meant, (store, wanted), range(store.shards), "ids") or _Named(np.zeros(0, np.int64), wanted[:0])
+    found, ids = meant.rows, meant.ids
     values = [scores.take(name, found) for name in names]
     scored = ~np.isnan(np.stack(values)).any(axis=0)
     if not scored.any():
@@ -103,6 +100,30 @@ def by_ids(store: SpectraStore, scores: Scores, names: Sequence[str], path: str)
     order = np.flatnonzero(scored)[np.argsort(-values[0][scored], kind="stable")]
     lists = [order[np.argsort(-one[order], kind="stable")] for one in values]
     return SelectedRows(found[order], np.stack([_places(order, one) for one in lists], axis=1))
+
+
+@dataclass(frozen=True, eq=False)
+class _Named:
+    """Spectra of a list of ids."""
+
+    rows: Int64[np.ndarray, "n"]
+    ids: Shaped[np.ndarray, "n"]
+
+    def __add__(self, other: "_Named") -> "_Named":
+        return _Named(np.concatenate([self.rows, other.rows]), np.concatenate([self.ids, other.ids]))
+
+
+class _Meant:
+    """Finds the spectra of a shard that a list of ids means."""
+
+    def __init__(self, store: SpectraStore, wanted: Shaped[np.ndarray, "m"]) -> None:
+        self._store, self._wanted = store, wanted
+
+    def __call__(self, shard: int) -> _Named:
+        rows = np.arange(*self._store.base.bounds(shard))
+        ids = self._store.column("id", rows).astype(str)
+        meant = np.isin(ids, self._wanted)
+        return _Named(rows[meant], ids[meant])
 
 
 def name_of(path: str | None) -> str:

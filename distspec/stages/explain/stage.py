@@ -54,6 +54,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from distspec import explainers
+from distspec.addresses import address_of
 from distspec.config import AnyMethod, Ascent, Experiment, Imo
 from distspec.detectors.neural.scores import DENSITY
 from distspec.errors import ConfigError
@@ -196,7 +197,7 @@ def explain(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint,
         ordinary = Baselines.of(store, chosen.rows, experiment.seed, settings.methods)
         made = {one.name: _layer_of(experiment, store, checkpoint, scores, one, len(chosen.rows)) for one in missing}
         methods = {layer.name: one for one, layer in zip(missing, made.values(), strict=True)}
-        arguments = (store.path, checkpoint.folder, methods, ordinary, experiment)
+        arguments = (store.address, address_of(checkpoint.folder), methods, ordinary, experiment)
         _finish(experiment, store, list(made.values()), chosen, ExplainWorker, arguments, _told)
         done |= made
     return {name: done[name] for name in names}
@@ -218,10 +219,9 @@ def _names(experiment: Experiment, scores: Scores) -> dict[str, str]:
 
 
 def _chosen(experiment: Experiment, store: SpectraStore, scores: Scores) -> SelectedRows:
-    settings = experiment.explain
+    settings, fold = experiment.explain, folding(experiment.runtime, "explain")
     if settings.ids is not None:
-        return by_ids(store, scores, settings.scores, settings.ids)
-    fold = folding(experiment.runtime, "explain")
+        return by_ids(store, scores, settings.scores, settings.ids, fold)
     return top_lists(scores, settings.scores, settings.fraction, settings.limit, fold)
 
 
@@ -338,7 +338,7 @@ def measure_lines(
         return {"measured": float(len(rows)), "with_lines": float(np.isfinite(layer.read("velocity")).sum())}
 
     chosen = SelectedRows(rows, np.zeros((len(rows), 0), np.int64))
-    _finish(experiment, store, [layer], chosen, LineWorker, (store.path,), summary)
+    _finish(experiment, store, [layer], chosen, LineWorker, (store.address,), summary)
     return layer
 
 
@@ -395,7 +395,14 @@ def ascend(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint, 
         return {"followed": len(rows), "median_gain": float(np.median(gain)), "unfinished": unfinished}
 
     if layer.pending():
-        arguments = (store.path, checkpoint.folder, scores.name, name, ordinary_covariance(scores), experiment)
+        arguments = (
+            store.address,
+            address_of(checkpoint.folder),
+            scores.name,
+            name,
+            ordinary_covariance(scores),
+            experiment,
+        )
         chosen = SelectedRows(rows, np.zeros((len(rows), 0), np.int64))
         _finish(experiment, store, [layer], chosen, AscentWorker, arguments, summary)
     return layer
@@ -415,10 +422,10 @@ def _rows_to_follow(
     followed in the place of them.
     """
     settings, table = experiment.explain, Scores([scores])
-    if settings.ids is not None:
-        return by_ids(store, table, (DENSITY,), settings.ids).rows[: ascent.limit]
-    names = list(dict.fromkeys((DENSITY, *(name for name in settings.scores if name in scores.fields))))
     fold = folding(experiment.runtime, "explain")
+    if settings.ids is not None:
+        return by_ids(store, table, (DENSITY,), settings.ids, fold).rows[: ascent.limit]
+    names = list(dict.fromkeys((DENSITY, *(name for name in settings.scores if name in scores.fields))))
     lists = top_rows(table, names, settings.fraction, settings.limit, fold)
     rows = np.concatenate([one[: ascent.limit] for one in lists])
     return np.asarray(rows[np.sort(np.unique(rows, return_index=True)[1])])

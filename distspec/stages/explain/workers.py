@@ -14,6 +14,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from distspec import explainers
+from distspec.addresses import Place
 from distspec.config import AnyMethod, Experiment
 from distspec.detectors import ClassicalDetector
 from distspec.detectors.explainable import Explainable
@@ -86,7 +87,7 @@ class ExplainWorker(UnitWorker):
     """Explains spectra by the method of the layer that is asked for."""
 
     def __init__(
-        self, store: str, folder: str, methods: Mapping[str, AnyMethod], ordinary: Baselines, experiment: Experiment
+        self, store: str, folder: Place, methods: Mapping[str, AnyMethod], ordinary: Baselines, experiment: Experiment
     ) -> None:
         super().__init__(store)
         self._scores = explainable(experiment, self._store, folder)
@@ -140,7 +141,7 @@ class ExplainWorker(UnitWorker):
             return nothing, f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
-def explainable(experiment: Experiment, store: SpectraStore, folder: str) -> Explainable:
+def explainable(experiment: Experiment, store: SpectraStore, folder: Place) -> Explainable:
     """Load what makes the scores that are explained.
 
     Raises:
@@ -167,7 +168,7 @@ class AscentWorker(UnitWorker):
     def __init__(
         self,
         store: str,
-        folder: str,
+        folder: Place,
         scores: str,
         layer: str,
         covariance: Float64[np.ndarray, "D D"],

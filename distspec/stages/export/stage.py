@@ -22,26 +22,25 @@ does not grow with the survey, and nothing appears under its name before it is w
 missing means is said in `distspec.store.table`.
 """
 
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow.parquet as pq
 
 from distspec import __version__
+from distspec.addresses import BucketPath, Place, address_of
 from distspec.config import Experiment
 from distspec.errors import CheckpointError, ConfigError, DistspecWarning
-from distspec.files import in_place
+from distspec.files import in_place, remove
 from distspec.models.checkpoint import Checkpoint
-from distspec.results.layout import detect_layer, model_folder, score_layer
+from distspec.results.layout import detect_layer, model_folder, output_of, score_layer
 from distspec.runtime.workers import map_items
 from distspec.stages.export.hats import write_hats
 from distspec.stages.export.parquet import described, write_parquet
 from distspec.stages.export.votable import write_votable
-from distspec.stages.export.workers import PartWriter, Reader
+from distspec.stages.export.workers import ADVICE, PartWriter, Reader
 from distspec.stages.stage import Exported, Job, Products, Stage, State
 from distspec.store import SpectraStore
 from distspec.store.table import SCORES, open_layers, table_layers
@@ -92,7 +91,11 @@ def export(experiment: Experiment, store: SpectraStore) -> Exported:
     reader = Reader(store, settings, layers)
     schema = reader.catalogue().schema
     said = f"{experiment.name}: store {store.digest}, recipe {store.recipe}"
-    with in_place(path, "make room or choose another place by export.to") as place:
+    if _in_files(experiment, store) and isinstance(path, BucketPath):
+        # Workers are elsewhere, and this process need not see what they write.
+        remove(path)
+        return Exported(path, _write_files(experiment, store, layers, path, said), tuple(schema.names))
+    with in_place(path, ADVICE) as place:
         if settings.format == "hats":
             columns = reader.catalogue(("ra", "dec"))
             facts = {"obs_collection": experiment.name, "obs_title": said, "hats_builder": f"distspec {__version__}"}
@@ -118,13 +121,15 @@ def export(experiment: Experiment, store: SpectraStore) -> Exported:
         write = write_parquet if settings.format == "parquet" else write_votable
         rows = write(reader.tables(label="export"), schema, place, said)
         if path.is_dir():
-            shutil.rmtree(path)  # an earlier table of many files, whose place this one takes
+            remove(path)  # an earlier table of many files, whose place this one takes
         return Exported(path, rows, tuple(schema.names))
 
 
 def _mapper(experiment: Experiment, store: SpectraStore) -> Callable[..., Iterator[Any]]:
     """Give what applies work to items: in this process for a small survey, else in workers."""
     needs, here = experiment.runtime.needs("export"), store.rows <= _FEW or None
+    if experiment.export.format == "hats" and isinstance(_target(experiment), BucketPath):
+        here = True  # its partitions are handed out on this machine's disk
     return partial(map_items, settings=experiment.runtime, label="write", needs=needs, here=here)
 
 
@@ -133,7 +138,7 @@ def _in_files(experiment: Experiment, store: SpectraStore) -> bool:
     return experiment.export.format == "parquet" and store.rows > experiment.export.partition_rows
 
 
-def _write_files(experiment: Experiment, store: SpectraStore, layers: Sequence[str], folder: Path, said: str) -> int:
+def _write_files(experiment: Experiment, store: SpectraStore, layers: Sequence[str], folder: Place, said: str) -> int:
     """Write a folder of Parquet files of about `partition_rows` rows, which readers take for one table."""
     settings = experiment.export
     catalogue = Reader(store, settings, layers).catalogue()
@@ -144,19 +149,18 @@ def _write_files(experiment: Experiment, store: SpectraStore, layers: Sequence[s
         files[-1].append((start, stop))
     folder.mkdir()
     items = [(number, tuple(runs)) for number, runs in enumerate(files)]
-    arguments = (store.address, settings, tuple(layers), str(folder.resolve()), said)
+    arguments = (store.address, settings, tuple(layers), folder.resolve(), said)
     rows: int = sum(_mapper(experiment, store)(PartWriter, arguments, items))
     # Tells readers what the columns mean, and us that the folder is ours to replace.
-    pq.write_metadata(described(catalogue.schema, said), folder / _COMMON)
+    with in_place(folder / _COMMON, ADVICE) as common:
+        pq.write_metadata(described(catalogue.schema, said), common)
     return rows
 
 
-def _target(experiment: Experiment) -> Path:
+def _target(experiment: Experiment) -> Place:
     """Say where the table goes, and refuse to replace what is not one."""
     settings = experiment.export
-    if settings.to is not None and "://" in settings.to:
-        raise ConfigError(f"export.to is {settings.to}; expected a local path: copy the table when it is written")
-    path = Path(settings.to or Path(experiment.output) / _NAMES[settings.format])
+    path = address_of(settings.to or output_of(experiment) / _NAMES[settings.format])
     if settings.format == "hats":
         if path.exists() and not (path / "hats.properties").is_file():
             raise ConfigError(f"export.to: {path} exists and is not a HATS catalogue; choose another place")

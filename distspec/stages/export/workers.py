@@ -1,18 +1,22 @@
 """Work of `distspec export`: rows read by runs; and, in workers, a few runs written to a Parquet file of their own."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 
+from distspec.addresses import Place
 from distspec.config import Export
 from distspec.errors import LayoutError
+from distspec.files import in_place
 from distspec.runtime.progress import progress
 from distspec.stages.export.parquet import write_parquet
 from distspec.store import SpectraStore
 from distspec.store.table import Catalogue
 
-__all__ = ["PartWriter", "Reader", "part_file"]
+__all__ = ["ADVICE", "PartWriter", "Reader", "part_file"]
+
+ADVICE: Final = "make room or choose another place by export.to"
 
 
 class Reader:
@@ -52,16 +56,17 @@ class Reader:
 class PartWriter:
     """Writes files of runs of rows."""
 
-    def __init__(self, store: str, settings: Export, layers: Sequence[str], folder: str, said: str) -> None:
+    def __init__(self, store: str, settings: Export, layers: Sequence[str], folder: Place, said: str) -> None:
         self._reader = Reader(SpectraStore.open(store), settings, layers)
-        self._folder, self._said = Path(folder), said
+        self._folder, self._said = folder, said
 
     def __call__(self, item: tuple[int, tuple[tuple[int, int], ...]]) -> int:
         """Write a file, by its number and the runs in it; give its rows."""
         number, runs = item
         catalogue = self._reader.catalogue()
         tables = (self._reader.table(catalogue, *run) for run in runs)
-        return write_parquet(tables, catalogue.schema, self._folder / part_file(number), self._said)
+        with in_place(self._folder / part_file(number), ADVICE) as path:
+            return write_parquet(tables, catalogue.schema, path, self._said)
 
 
 def part_file(number: int) -> str:

@@ -47,7 +47,7 @@ def audit(store: SpectraStore, mapper: Mapper, *, mend: bool = False) -> list[st
         problems.append(str(error))
     layers = {layer.name: layer for layer in store.all_layers()}
     items = [(name, shard) for name, layer in layers.items() for shard in layer.written()]
-    for name, shard, problem in mapper(Verifier, (store.path,), items):
+    for name, shard, problem in mapper(Verifier, (store.address,), items):
         if not problem:
             continue
         problems.append(problem + ("; taken from the store, to be written again" if mend else ""))

@@ -1,7 +1,8 @@
-"""What only all rows together can tell, found by the driver before the second look: ids that come twice, and the
+"""What only all rows together can tell, found before the second look: ids that come twice, and the
 statistics of the sample, of another store or computed by `sample.py`.
 """
 
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -17,37 +18,53 @@ from distspec.stages.ingest.sample import compute
 from distspec.store import SpectraStore
 from distspec.store.frozen import Statistics
 
-__all__ = ["duplicate_rows", "statistics_of"]
+__all__ = ["AT_ONCE", "duplicate_rows", "statistics_of"]
 
-_AT_ONCE = 1 << 23
+AT_ONCE = 1 << 23
 """Ids compared at once; more are parted by a hash, so that memory does not grow with the survey."""
 
 
-def duplicate_rows(store: SpectraStore, at_once: int = _AT_ONCE) -> Int64[np.ndarray, "m"]:
+def duplicate_rows(
+    store: SpectraStore,
+    at_once: int = AT_ONCE,
+    each: Callable[..., Iterable[Int64[np.ndarray, "m"]]] = lambda factory, arguments, items: map(
+        factory(*arguments), items
+    ),
+) -> Int64[np.ndarray, "m"]:
     """Find the usable spectra whose id stands in an earlier row that is usable too.
 
     Arguments:
         store: with all shards written.
         at_once: ids held in memory.
+        each: applies a class of work, its arguments and items, in the items' order.
 
     Returns:
         Rows in rising order.
     """
     parts = -(-store.rows // at_once)
-    found = []
-    for part in range(parts):
-        ids, rows = [], []
-        for shard in range(store.shards):
-            start, stop = store.base.bounds(shard)
-            of_shard = store.base.read("columns/id", start, stop)
-            wanted = store.base.read("columns/status", start, stop) == 0
-            if parts > 1:
-                wanted &= _hash(of_shard) % np.uint64(parts) == part
+    found = list(each(Twice, (store, parts), range(parts)))
+    return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+
+class Twice:
+    """Finds the ids that come twice among those of one hash after the other; lives in a worker."""
+
+    def __init__(self, store: SpectraStore, parts: int) -> None:
+        self._store, self._parts = store, parts
+
+    def __call__(self, part: int) -> Int64[np.ndarray, "m"]:
+        """Give the rows of all but the first of equal ids."""
+        base, ids, rows = self._store.base, [], []
+        for shard in range(self._store.shards):
+            start, stop = base.bounds(shard)
+            of_shard = base.read("columns/id", start, stop)
+            wanted = base.read("columns/status", start, stop) == 0
+            if self._parts > 1:
+                wanted &= _hash(of_shard) % np.uint64(self._parts) == part
             ids.append(of_shard[wanted])
             rows.append(np.arange(start, stop)[wanted])
         again = pd.Series(np.concatenate(ids)).duplicated(keep="first").to_numpy()
-        found.append(np.concatenate(rows)[again])
-    return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        return np.asarray(np.concatenate(rows)[again])
 
 
 def _hash(ids: Shaped[np.ndarray, "n"]) -> Shaped[np.ndarray, "n"]:

@@ -42,9 +42,9 @@ that could not be read may be put right (or touched) and comes in with the next 
     distspec ingest sdss.toml --mend     and take out what is damaged, so that
                                          the next run makes it again
 
-The store may lie in a bucket: `ingest.store=s3://bucket/survey.zarr` (credentials from the environment; a bucket
-knows no lock, so run one ingest at a time). `[[ingest.values]]` joins tables of your own by id. A store belongs to
-its settings: with another recipe choose another `output`.
+The store may lie in a bucket: `ingest.store=s3://bucket/survey.zarr`, or with everything else: `output=s3://bucket/run`
+(credentials from the environment). `[[ingest.values]]` joins tables of your own by id. A store belongs to its
+settings: with another recipe choose another `output`.
 
 In the code: the driver lists what there is (`row_plan.py`), lets workers count what must be opened, and hands out
 shards; each worker (`workers.py`) reads the pieces of its shard, prepares them and writes the shard whole. A file
@@ -53,7 +53,7 @@ a second look settles what only all of them can tell (`finish.py`, `sample.py`).
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -63,14 +63,15 @@ from distspec import sources
 from distspec.config import Experiment, differences, digest
 from distspec.errors import ConfigError, DistspecWarning, LayoutError, SourceError
 from distspec.prepare.recipe import Recipe
-from distspec.results.layout import ledger_path, recipe_digest, store_digest, store_identity, store_path
+from distspec.results.layout import ledger_path, output_of, recipe_digest, store_digest, store_identity, store_path
 from distspec.runtime.cluster import connect, dask_scheduler, workers_of
+from distspec.runtime.passes import each
 from distspec.runtime.threads import one_thread
 from distspec.runtime.tracking import Run
 from distspec.runtime.workers import Cut, map_items
 from distspec.sources import Piece, Source
 from distspec.spectra import Status, first_reasons
-from distspec.stages.ingest.finish import duplicate_rows, statistics_of
+from distspec.stages.ingest.finish import AT_ONCE, duplicate_rows, statistics_of
 from distspec.stages.ingest.ledger import write_ledger
 from distspec.stages.ingest.row_plan import FileRows, new_files, require_rows
 from distspec.stages.ingest.sample import check as check_sample
@@ -97,7 +98,7 @@ class IngestStage(Stage):
     def state(self, job: Job) -> State:
         """Count the shards that are written, and the files that the store does not know."""
         experiment, path = job.experiment, store_path(job.experiment)
-        source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        source = sources.build(experiment.ingest.source, experiment.seed, output_of(experiment))
         if not SpectraStore.is_finished(path):
             files = len(source.files())
             return State(0, files, "files", "no store yet")
@@ -170,7 +171,7 @@ def ingest(experiment: Experiment) -> SpectraStore:
 
 
 def _ingest(experiment: Experiment) -> SpectraStore:
-    source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
+    source = sources.build(experiment.ingest.source, experiment.seed, output_of(experiment))
     store = _known_store(experiment)
     try:
         listed = source.files()
@@ -190,8 +191,13 @@ def _ingest(experiment: Experiment) -> SpectraStore:
     if not store.finished:
         _fill(experiment, store)
     elif not ledger_path(experiment).is_file():
-        write_ledger(store, source.missing(), ledger_path(experiment))
+        _write_ledger(experiment, store, source.missing())
     return store
+
+
+def _write_ledger(experiment: Experiment, store: SpectraStore, missing: Sequence[str]) -> int:
+    each_shard = partial(each, experiment.runtime, "ingest", label="ledger")
+    return write_ledger(store, missing, ledger_path(experiment), each_shard)
 
 
 def _is_lost(store: SpectraStore | None, known: Inventory | None, index: int) -> bool:
@@ -273,18 +279,18 @@ def _fill(experiment: Experiment, store: SpectraStore) -> None:
         rows = FileRows(store.inventory())
         items = [(shard, rows.pieces(*store.base.bounds(shard))) for shard in store.pending()]
         needs, cut = settings.needs("ingest"), Cut(lambda item: store.base.bounds(item[0]))
-        arguments = (experiment, store.path)
+        arguments = (experiment, store.address)
         for _ in map_items(Ingester, arguments, items, settings, "ingest", needs=needs, cut=cut):
             pass
-        source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        source = sources.build(experiment.ingest.source, experiment.seed, output_of(experiment))
         missing = source.missing()
         try:
             _finish(experiment, store)
         except ConfigError as error:
             # Why so few are left is what the user needs to know now.
-            lines = write_ledger(store, missing, ledger_path(experiment))
+            lines = _write_ledger(experiment, store, missing)
             raise ConfigError(f"{error} ({lines} are set aside; {ledger_path(experiment)} says why)") from error
-        write_ledger(store, missing, ledger_path(experiment))
+        _write_ledger(experiment, store, missing)
         status = store.status()
         run.metrics({"spectra": len(status), "set_aside": int((status != 0).sum()), "missing": len(missing)})
         run.metrics({f"set_aside_{reason.lower()}": count for reason, count in first_reasons(status).items()})
@@ -296,7 +302,9 @@ def _fill(experiment: Experiment, store: SpectraStore) -> None:
 def _finish(experiment: Experiment, store: SpectraStore) -> None:
     duplicates = np.zeros(0, np.int64)
     if experiment.ingest.prepare.cuts.duplicates:
-        duplicates = duplicate_rows(store)
+        # One part is one worker's work, and then it is as well done here.
+        each_part = partial(each, experiment.runtime, "ingest", label="duplicates", here=store.rows <= AT_ONCE)
+        duplicates = duplicate_rows(store, each=each_part)
     needs = experiment.runtime.needs("ingest")
     if not store.is_frozen:
         scheduler, parallel = dask_scheduler(), workers_of(experiment.runtime, store.shards, needs)
@@ -308,7 +316,7 @@ def _finish(experiment: Experiment, store: SpectraStore) -> None:
             (shard, duplicates[np.searchsorted(duplicates, start) : np.searchsorted(duplicates, stop)])
             for shard, (start, stop) in zip(pending, cuts, strict=True)
         ]
-        for _ in map_items(Finisher, (store.path,), items, experiment.runtime, "look", needs=needs):
+        for _ in map_items(Finisher, (store.address,), items, experiment.runtime, "look", needs=needs):
             pass
     store.reload()
 

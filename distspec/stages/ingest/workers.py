@@ -6,7 +6,6 @@ A file that cannot be read keeps its rows: they are set aside with the reason in
 
 from collections.abc import Iterator, Sequence
 from gzip import BadGzipFile
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -15,6 +14,7 @@ from distspec import sources
 from distspec.config import Experiment
 from distspec.errors import ConfigError, SourceError
 from distspec.prepare.recipe import Recipe
+from distspec.results.layout import output_of
 from distspec.sources import Piece, Source
 from distspec.spectra import Columns, Spectra, Status
 from distspec.store import SpectraStore
@@ -40,7 +40,7 @@ class Counter:
     """Counts the wanted spectra of groups of files; lives in a worker."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self._source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        self._source = sources.build(experiment.ingest.source, experiment.seed, output_of(experiment))
 
     def __call__(self, names: list[str]) -> list[tuple[str, int]]:
         return counts_of(self._source, names)
@@ -50,7 +50,7 @@ class Ingester:
     """Reads, prepares and writes one shard; lives in a worker."""
 
     def __init__(self, experiment: Experiment, path: str) -> None:
-        self._source = sources.build(experiment.ingest.source, experiment.seed, Path(experiment.output))
+        self._source = sources.build(experiment.ingest.source, experiment.seed, output_of(experiment))
         self._recipe = Recipe(experiment.ingest.prepare, self._source.grid)
         self._store = SpectraStore.open(path, write=True)
         self._fields = {

@@ -24,9 +24,9 @@ made again. All text that comes from survey files is escaped.
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 
 from distspec import __version__
+from distspec.addresses import Place
 from distspec.config import Tracking, dump
 from distspec.errors import CheckpointError, ConfigError
 from distspec.files import write_file
@@ -67,7 +67,7 @@ class ReportStage(Stage):
 
 
 @one_thread()
-def report(job: Job) -> Path:
+def report(job: Job) -> Place:
     """Write the report and the ranked table of an experiment; each appears whole or not at all.
 
     Arguments:

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from distspec.addresses import address_of
 from distspec.config import Experiment
 from distspec.detectors.neural.scores import ERRORS, names_of
 from distspec.errors import ShardError
@@ -108,7 +109,7 @@ def score(experiment: Experiment, store: SpectraStore, checkpoint: Checkpoint) -
     lineage = {"store": store.digest, "model": checkpoint.sha256}
     with stage_run(experiment, store, "score", name.removeprefix("score-"), lineage, workers=True) as run:
         needs = experiment.runtime.needs("score")
-        arguments = (store.path, checkpoint.folder, name, experiment.score, needs.device)
+        arguments = (store.address, address_of(checkpoint.folder), name, experiment.score, needs.device)
         cut = Cut(layer.bounds)
         parts = list(map_items(Scorer, arguments, pending, experiment.runtime, "score", needs=needs, cut=cut))
         # What an earlier, interrupted run has scored is summarized from the layer.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from distspec.addresses import Place
 from distspec.config import Score
 from distspec.detectors.neural.scores import ModelScores
 from distspec.errors import ShardError
@@ -56,7 +57,7 @@ def summarize(
 class Scorer:
     """Scores one shard after the other; lives in a worker."""
 
-    def __init__(self, store: str, folder: str, layer: str, settings: Score, device: str) -> None:
+    def __init__(self, store: str, folder: Place, layer: str, settings: Score, device: str) -> None:
         self._store = SpectraStore.open(store, write=True)
         self._layer = self._store.layer(layer)
         self._scores = ModelScores(Checkpoint.load(folder), settings, device)

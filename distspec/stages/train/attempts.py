@@ -5,8 +5,8 @@ is a run of its own, with as many workers as there is room for at the moment.
 """
 
 import sys
+import tempfile
 import time
-from pathlib import Path
 from typing import Final
 
 import ray
@@ -14,6 +14,7 @@ import ray.train
 import ray.train.torch
 from ray.exceptions import RayError
 
+from distspec.addresses import Place
 from distspec.config import Needs, Runtime, Train
 from distspec.errors import DistspecError, ShardError
 from distspec.models.training.loop import newest_epochs
@@ -35,7 +36,7 @@ WORDS: Final = 600.0
 """Longest time until it is said again; each time takes twice as long as the one before."""
 
 
-def train_in_attempts(job: TrainingJob, runtime: Runtime, state: Path) -> None:
+def train_in_attempts(job: TrainingJob, runtime: Runtime, state: Place) -> None:
     """Train to the end, whatever becomes of workers and nodes meanwhile.
 
     Arguments:
@@ -75,9 +76,15 @@ def train_in_attempts(job: TrainingJob, runtime: Runtime, state: Path) -> None:
             raise ShardError(f"{cause}; {TRIES} attempts brought no epoch more, given up")
 
 
-def _attempt(job: TrainingJob, workers: int, each: Needs, state: Path) -> None:
+def _attempt(job: TrainingJob, workers: int, each: Needs, state: Place) -> None:
+    # What Ray keeps of a run is of no use to us. Its workers write nothing there, so it need not be shared.
+    with tempfile.TemporaryDirectory(prefix="distspec-ray-") as scratch:
+        _trainer(job, workers, each, state.name, scratch).fit()
+
+
+def _trainer(job: TrainingJob, workers: int, each: Needs, name: str, scratch: str) -> ray.train.torch.TorchTrainer:
     takes = {"CPU": each.cpus, "GPU": each.gpus, "memory": each.memory_gb * 1e9}
-    ray.train.torch.TorchTrainer(
+    return ray.train.torch.TorchTrainer(
         train_loop_of_worker if workers else train_loop,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
@@ -86,14 +93,14 @@ def _attempt(job: TrainingJob, workers: int, each: Needs, state: Path) -> None:
             resources_per_worker={name: amount for name, amount in takes.items() if amount},
         ),
         run_config=ray.train.RunConfig(
-            name=state.name,
-            storage_path=str((state.parent / "ray").resolve()),
+            name=name,
+            storage_path=scratch,
             # It would try again in silence.
             failure_config=ray.train.FailureConfig(
                 max_failures=0, controller_failure_limit=0, max_preemption_failures=0
             ),
         ),
-    ).fit()
+    )
 
 
 def _room(settings: Train, each: Needs) -> int:
@@ -128,7 +135,7 @@ def _living() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-def _done(state: Path, settings: Train) -> int:
+def _done(state: Place, settings: Train) -> int:
     """Count the epochs of all fits."""
     return sum(len(newest_epochs(state / phase)) for phase in phases_of(settings))
 

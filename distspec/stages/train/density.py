@@ -7,7 +7,6 @@ change (`train.workers` is a range) one of them gets all latents and fits alone.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor, nn
 
+from distspec.addresses import Place
 from distspec.config import Density, Sliced, Spline
 from distspec.models.autoencoders.dense import Progress
 from distspec.models.flows.density import Flow, Labelled, LatentDensity, classes_of, fit_classes
@@ -92,7 +92,7 @@ def fit_density(
     validation: Latents,
     names: tuple[str, ...],
     *,
-    state: Path,
+    state: Place,
     seed: int,
     group: Group,
     on_epoch: Callable[[Epoch], None],
@@ -151,7 +151,7 @@ def _fit_sliced(
     training: Latents,
     validation: Latents,
     classes: int,
-    state: Path,
+    state: Place,
     seed: int,
     group: Group,
     on_epoch: Callable[[Epoch], None],
@@ -233,7 +233,7 @@ def _fit_spline(
     training: Latents,
     validation: Latents,
     classes: int,
-    state: Path,
+    state: Place,
     seed: int,
     group: Group,
     on_epoch: Callable[[Epoch], None],

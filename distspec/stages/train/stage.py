@@ -47,10 +47,8 @@ the next attempt (`attempts.py`) after one that lost a worker. Curves
 reach MLflow while it runs, from the driver alone, which follows these states.
 """
 
-import shutil
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -59,14 +57,16 @@ from jaxtyping import Float32
 from matplotlib.figure import Figure
 
 from distspec import models
+from distspec.addresses import Place, address_of
 from distspec.config import Experiment, Train
 from distspec.errors import ConfigError
+from distspec.files import remove
 from distspec.models.autoencoders.redshifted import within_reach
 from distspec.models.checkpoint import Checkpoint
 from distspec.models.flows.density import classes_of
 from distspec.models.training.feed import Feed
 from distspec.models.training.loop import Epoch, newest_epochs
-from distspec.results.layout import model_folder
+from distspec.results.layout import model_folder, output_of
 from distspec.runtime.cluster import environment
 from distspec.runtime.progress import progress
 from distspec.runtime.tracking import Run
@@ -97,7 +97,7 @@ class TrainStage(Stage):
         total = sum(epochs for epochs, _ in phases_of(experiment.train).values())
         if (folder / "model.json").is_file():
             return State(total, total, "epochs")
-        state = Path(experiment.output) / "training" / folder.name
+        state = output_of(experiment) / "training" / folder.name
         done = sum(len(newest_epochs(state / phase)) for phase in phases_of(experiment.train))
         return State(min(done, total - 1), total, "epochs", "no model of these settings" if not done else "interrupted")
 
@@ -108,7 +108,7 @@ class TrainStage(Stage):
             CheckpointError: it is damaged, or belongs to other spectra.
         """
         folder = job.experiment.score.checkpoint or model_folder(job.experiment, job.store.digest)
-        if job.experiment.score.checkpoint is None and not Path(folder).is_dir():
+        if job.experiment.score.checkpoint is None and not (address_of(folder) / "model.json").is_file():
             return job.have
         checkpoint = Checkpoint.load(folder)
         checkpoint.require(job.store.grid, job.store.recipe)
@@ -155,7 +155,7 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
         models.build(settings.model, store.grid)  # what does not fit the grid is refused before Ray starts
     lineage = {"store": store.digest, "recipe": store.recipe}
     with stage_run(experiment, store, "train", folder.name, lineage, workers=True) as run:
-        state = Path(experiment.output) / "training" / folder.name
+        state = output_of(experiment) / "training" / folder.name
         _work(experiment, store, state, run)
         checkpoint = Checkpoint.load(state / "model")
         _record(run, checkpoint, experiment, store)
@@ -170,8 +170,7 @@ def train(experiment: Experiment, store: SpectraStore) -> Checkpoint:
         run.metrics({"best_validation_loss": min(losses)})
     # Written last: the model's folder exists only when everything else is done.
     checkpoint = checkpoint.save(folder)
-    for left in (state, state.parent / "ray" / state.name):
-        shutil.rmtree(left, ignore_errors=True)
+    remove(state)
     return checkpoint
 
 
@@ -205,7 +204,7 @@ def _require_redshifts(settings: Train, store: SpectraStore) -> None:
         )
 
 
-def _work(experiment: Experiment, store: SpectraStore, state: Path, run: Run) -> None:
+def _work(experiment: Experiment, store: SpectraStore, state: Place, run: Run) -> None:
     """Run the loop by Ray Train while a thread passes finished epochs on to MLflow."""
     settings = experiment.train
     if not settings.workers and settings.gpu and not torch.cuda.is_available():
@@ -215,7 +214,7 @@ def _work(experiment: Experiment, store: SpectraStore, state: Path, run: Run) ->
     follower.start()
     runtime = experiment.runtime
     given = tuple(environment(runtime).items())
-    job = TrainingJob(store.address, str(state.resolve()), settings, experiment.seed, runtime.item_seconds, given)
+    job = TrainingJob(store.address, state.resolve(), settings, experiment.seed, runtime.item_seconds, given)
     try:
         train_in_attempts(job, runtime, state)
     finally:
@@ -223,7 +222,7 @@ def _work(experiment: Experiment, store: SpectraStore, state: Path, run: Run) ->
         follower.join()
 
 
-def _follow(state: Path, settings: Train, run: Run, done: threading.Event) -> None:
+def _follow(state: Place, settings: Train, run: Run, done: threading.Event) -> None:
     """Pass each epoch of each phase on to the progress bar and to MLflow as soon as its state is whole."""
     phases = phases_of(settings)
     later = {name: list(phases)[place + 1 :] for place, name in enumerate(phases)}
@@ -252,7 +251,7 @@ def _record(run: Run, checkpoint: Checkpoint, experiment: Experiment, store: Spe
     matplotlib.use("Agg")
     run.figure(_curves(checkpoint.facts["phases"]), "curves.png")
     run.text(as_text(checkpoint.facts["accuracy"]) + "\n", "accuracy.txt")
-    feed = Feed(store.path, experiment.train, experiment.seed)
+    feed = Feed(store.address, experiment.train, experiment.seed)
     spectra = store.take(np.flatnonzero(feed.validation)[:512])
     flux, ivar = (torch.from_numpy(values) for values in (spectra.flux, spectra.ivar))
     redshift = None if spectra.redshift is None else torch.from_numpy(spectra.redshift).float()

@@ -10,7 +10,6 @@ import faulthandler
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from distspec import models
+from distspec.addresses import Place
 from distspec.config import Sliced, Train
 from distspec.models.autoencoders.dense import TwoStage
 from distspec.models.checkpoint import Checkpoint
@@ -39,7 +39,7 @@ class TrainingJob:
     """What a training worker needs; small and picklable."""
 
     store: str
-    state: str
+    state: Place
     settings: Train
     seed: int
     """Of the validation set."""
@@ -70,7 +70,7 @@ def phases_of(settings: Train) -> dict[str, tuple[int, str]]:
 def train_loop(config: dict[str, Any]) -> None:
     """Do all fits in one worker; rank 0 keeps the states and writes the model."""
     job: TrainingJob = config["job"]
-    settings, state = job.settings, Path(job.state)
+    settings, state = job.settings, job.state
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), max(context.get_world_size(), 1)
     device = ray.train.torch.get_device()
@@ -172,7 +172,7 @@ def _autoencoder(
     phases: dict[str, list[Epoch]],
 ) -> nn.Module:
     """Fit the autoencoder, and the second one behind it if the settings ask for it."""
-    settings, state, report = job.settings, Path(job.state), _reporting(job)
+    settings, state, report = job.settings, job.state, _reporting(job)
 
     def driven(feeds: tuple[Batches, ...]) -> Batches | ByShares:
         return feeds[0] if shares is None else ByShares(feeds, shares)

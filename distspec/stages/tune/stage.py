@@ -33,14 +33,13 @@ import logging
 import math
 import os
 import queue
-import shutil
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,9 +51,10 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from distspec import models
+from distspec.addresses import Place
 from distspec.config import Experiment, Needs, Train, dump
 from distspec.errors import ConfigError, ShardError
-from distspec.files import write_file
+from distspec.files import remove, write_file
 from distspec.models.training.feed import Feed
 from distspec.results.layout import tuned_path, tuning_folder
 from distspec.runtime.cluster import connect, environment, require_resources
@@ -62,7 +62,7 @@ from distspec.runtime.progress import progress
 from distspec.runtime.tracking import Run
 from distspec.stages.stage import Job, Products, Stage, State, Tuned, stage_run
 from distspec.stages.tune.space import Chooser, Least, Space
-from distspec.stages.tune.study import NAME, Study, number_of
+from distspec.stages.tune.study import JOURNAL, NAME, Study, number_of
 from distspec.stages.tune.workers import TrialJob, run_trial
 from distspec.store import SpectraStore
 
@@ -82,9 +82,8 @@ class TuneStage(Stage):
         """Count the trials that have ended."""
         folder, total = _plan(job.experiment, job.store).folder, job.experiment.tune.trials
         if not (folder / "trials.csv").is_file():  # written last
-            return State(0, total, "trials", "interrupted" if folder.is_dir() else "no search yet")
-        with open(folder / "trials.csv", encoding="utf-8") as table:
-            done = min(sum(1 for _ in table) - 1, total)
+            return State(0, total, "trials", "interrupted" if (folder / JOURNAL).is_file() else "no search yet")
+        done = min(len((folder / "trials.csv").read_text("utf-8").splitlines()) - 1, total)
         return State(done, total, "trials", "" if done == total else "more trials are asked for")
 
     def make(self, job: Job) -> Products:
@@ -112,7 +111,7 @@ class _Plan:
 
     space: Space
     base: Train
-    folder: Path
+    folder: Place
 
 
 def _plan(experiment: Experiment, store: SpectraStore) -> _Plan:
@@ -151,10 +150,10 @@ def tune(experiment: Experiment, store: SpectraStore) -> Tuned:
     study = Study(folder)
     table = folder / "trials.csv"
     if len(study.ended()) < settings.trials or not _is(table, study.table()):
-        job = TrialJob(store.address, str((folder / "states").resolve()), plan.base, experiment.seed, settings.spectra)
+        job = TrialJob(store.address, (folder / "states").resolve(), plan.base, experiment.seed, settings.spectra)
         lineage = {"store": store.digest, "recipe": store.recipe}
         with stage_run(experiment, store, "tune", folder.name, lineage) as run:
-            _search(Search(experiment, job, space, study, run), folder)
+            _search(Search(experiment, job, space, study, run))
             run.text(study.table(), "trials.csv")
             run.text(_settings(experiment, space, study), "tuned.toml")
             run.metrics({"best_validation_loss": study.best().loss, "best_trial": study.best().number}, settings.trials)
@@ -174,11 +173,11 @@ def _settings(experiment: Experiment, space: Space, study: Study) -> str:
     return f"# distspec tune: {said} after {len(best.losses)} epochs on {space.spectra} spectra\n{dump(tuned)}"
 
 
-def _is(path: Path, content: str) -> bool:
+def _is(path: Place, content: str) -> bool:
     return path.is_file() and path.read_text("utf-8") == content
 
 
-def _replace(path: Path, content: str) -> None:
+def _replace(path: Place, content: str) -> None:
     """Write a file whole, unless it holds this already."""
     if _is(path, content):
         return
@@ -196,18 +195,17 @@ class Search:
     run: Run
 
 
-def _search(search: Search, folder: Path) -> None:
+def _search(search: Search) -> None:
     """Run trials until enough have ended; a trial whose worker died may ask for another round."""
     trials, study = search.experiment.tune.trials, search.study
-    scratch = folder / "ray"
     reasons: list[str] = []
     with _bar(trials, len(study.ended())) as ended:
         while (left := trials - len(study.ended())) > 0:
             connect(search.experiment.runtime)
-            shutil.rmtree(scratch, ignore_errors=True)
             follower = _Follower(search, ended)
             try:
-                with _quiet():
+                # What Ray keeps of a search is of no use to us: the study is the journal.
+                with _quiet(), tempfile.TemporaryDirectory(prefix="distspec-ray-") as scratch:
                     _tuner(search, left, scratch, follower).fit()
             except ray.tune.TuneError as error:
                 # Ray makes one of its own of whatever a callback raises.
@@ -215,14 +213,13 @@ def _search(search: Search, folder: Path) -> None:
                 raise follower.fatal or ShardError(f"the search failed: {last}") from error
             finally:
                 follower.leave()
-                shutil.rmtree(scratch, ignore_errors=True)
             reasons += follower.reasons
     if reasons and all(trial.failed for trial in study.ended()):
         raise ConfigError(f"no trial came to a finite loss; the last one failed so: {reasons[-1]}")
-    shutil.rmtree(search.job.state, ignore_errors=True)
+    remove(search.job.state)
 
 
-def _tuner(search: Search, left: int, scratch: Path, follower: "_Follower") -> ray.tune.Tuner:
+def _tuner(search: Search, left: int, scratch: str, follower: "_Follower") -> ray.tune.Tuner:
     settings, gpu = search.experiment.tune, search.job.settings.gpu
     slots = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
     concurrent = settings.concurrent or max(1, slots)
@@ -252,9 +249,7 @@ def _tuner(search: Search, left: int, scratch: Path, follower: "_Follower") -> r
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=ray.tune.RunConfig(
-            name="study", storage_path=str(scratch.resolve()), verbose=0, callbacks=[follower]
-        ),
+        run_config=ray.tune.RunConfig(name="study", storage_path=scratch, verbose=0, callbacks=[follower]),
     )
 
 
@@ -335,7 +330,7 @@ class _Follower(ray.tune.Callback):  # type: ignore[misc]
 
     def _forget(self, trial: Any) -> None:
         study = self._search.study
-        shutil.rmtree(Path(self._search.job.state) / f"{trial.config['trial']:05d}", ignore_errors=True)
+        remove(self._search.job.state / f"{trial.config['trial']:05d}")
         best = min((past.loss for past in study.ended()), default=math.inf)
         if math.isfinite(best):
             self._search.run.metrics({"best_validation_loss": best}, len(study.ended()))

@@ -3,21 +3,27 @@
 A trial that did not come to its end, because the driver or its worker was killed, is begun again under its old number.
 """
 
+import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from distspec.addresses import BucketPath, Place
 from distspec.errors import ConfigError
-from distspec.files import csv_text
+from distspec.files import csv_text, write_file
 
-__all__ = ["NAME", "Ended", "Study", "number_of"]
+__all__ = ["JOURNAL", "NAME", "Ended", "Study", "number_of"]
+
+JOURNAL = "journal.jsonl"
+"""Of the study, in its folder."""
 
 NAME = "tune"
 """Of the study inside the journal."""
@@ -61,17 +67,9 @@ class Study:
         folder: of the journal; made if it is not there.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        folder.mkdir(parents=True, exist_ok=True)
-        journal = folder / "journal.jsonl"
-        if journal.is_file():
-            # A power cut may leave half a line, and a kill the journal's lock.
-            content = journal.read_bytes()
-            if not content.endswith(b"\n"):
-                os.truncate(journal, content.rfind(b"\n") + 1)
-        journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
-        self.storage = JournalStorage(JournalFileBackend(str(journal)))
+        self.storage = JournalStorage(_journal(folder / JOURNAL))
         self._study = optuna.create_study(
             storage=self.storage, study_name=NAME, direction="minimize", load_if_exists=True
         )
@@ -127,6 +125,36 @@ class Study:
             told = ["failed", ""] if trial.failed else ["finished", trial.loss]
             rows.append([trial.number, *told, len(trial.losses), *(trial.params.get(name, "") for name in names)])
         return csv_text(("trial", "state", "validation_loss", "epochs", *names), rows, quoted=False)
+
+
+def _journal(path: Place) -> BaseJournalBackend:
+    if not isinstance(path, Path):
+        return _BucketJournal(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        # A power cut may leave half a line, and a kill the journal's lock.
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    return JournalFileBackend(str(path))
+
+
+class _BucketJournal(BaseJournalBackend):
+    """A journal in a bucket, put anew with every step: it is small, and has one writer."""
+
+    def __init__(self, path: BucketPath) -> None:
+        self._path = path
+        self._lines = path.read_text().splitlines() if path.is_file() else []
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """Give the steps from a number on."""
+        return map(json.loads, self._lines[log_number_from:])
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Add steps."""
+        self._lines += [json.dumps(log, separators=(",", ":")) for log in logs]
+        write_file(self._path, "".join(f"{line}\n" for line in self._lines))
 
 
 def _ended(trial: FrozenTrial) -> Ended:

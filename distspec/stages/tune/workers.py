@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from distspec import models
+from distspec.addresses import Place
 from distspec.config import Train
 from distspec.errors import ConfigError, DistspecError
 from distspec.models.training.feed import Feed
@@ -42,7 +42,7 @@ class TrialJob:
     """
 
     store: str
-    state: str
+    state: Place
     settings: Train
     seed: int
     limit: int | None
@@ -62,7 +62,7 @@ def run_trial(config: dict[str, Any], job: TrialJob) -> None:
         ray.tune.report({**epoch, "recorded": list(epoch), "loss": best, "halving": best})
 
     try:
-        _fit(Train.model_validate_json(config["settings"]), job, Path(job.state) / f"{config['trial']:05d}", report)
+        _fit(Train.model_validate_json(config["settings"]), job, job.state / f"{config['trial']:05d}", report)
     except Exception as error:
         # A loss that is not finite, or a network that does not fit in memory, is the trial's own; other errors of ours
         # (a damaged store, a full disk) are not.
@@ -72,7 +72,7 @@ def run_trial(config: dict[str, Any], job: TrialJob) -> None:
         ray.tune.report({**told, "loss": math.inf, "halving": _WORST})
 
 
-def _fit(settings: Train, job: TrialJob, state: Path, report: Callable[[Epoch], None]) -> None:
+def _fit(settings: Train, job: TrialJob, state: Place, report: Callable[[Epoch], None]) -> None:
     feed, mean = _spectra(job)
     torch.manual_seed(job.seed)
     model = models.build(settings.model, feed.store.grid).to(feed.device)

@@ -300,8 +300,8 @@ def test_an_earlier_table_is_replaced_and_nothing_else(store: SpectraStore, tmp_
     for form in ("hats", "parquet"):
         with pytest.raises(ConfigError, match="mine"):
             export(exporting(tmp_path, format=form, to=str(tmp_path / "mine")), store)
-    with pytest.raises(ConfigError, match="expected a local path"):
-        export(exporting(tmp_path, to="s3://bucket/x.parquet"), store)
+    with pytest.raises(ConfigError, match="expected a folder, or a bucket"):
+        export(exporting(tmp_path, to="ftp://host/x.parquet"), store)
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot write"):
         export(exporting(tmp_path, to=str(tmp_path / "file/x.parquet")), store)
