@@ -69,16 +69,17 @@ def side_by_side(work: Callable[[T], None], items: Sequence[T], threads: int) ->
             work(item)
         return
     failed: list[tuple[int, Exception]] = []
+    numbers = iter(range(len(items)))
 
-    def run(first: int) -> None:
-        for number in range(first, len(items), strands):
+    def run() -> None:
+        # Items are taken in their order: when one fails, all before it have been taken.
+        while not failed and (number := next(numbers, None)) is not None:
             try:
                 work(items[number])
             except Exception as error:  # raised below
                 failed.append((number, error))
-                return
 
-    wait([_pool(threads, os.getpid()).submit(run, first) for first in range(strands)])
+    wait([_pool(threads, os.getpid()).submit(run) for _ in range(strands)])
     if failed:
         raise min(failed, key=lambda found: found[0])[1]
 
