@@ -3,7 +3,9 @@
 - `store`: `SpectraStore`, a survey on one grid; the layout on disk is described there.
 - `layer`: `Layer`, arrays with one leading axis, written shard by shard.
 - `frozen`: what belongs to the whole sample: `Statistics`, applied to every read, and how a store keeps it.
-- `shard_files`: the chunks of a shard file, read straight into the array that is asked for.
+- `coding`: how the fields of a layer lie on disk.
+- `marks`: which shards are written.
+- `shard_files`: the chunks of an array, read straight into the array that is asked for.
 - `inventory`: the files that rows came from.
 - `places`: folders and buckets.
 - `table`: a store as one table.
@@ -12,8 +14,9 @@
 - `columns`: units and meanings of catalogue columns and scores.
 """
 
+from distspec.store.coding import SCHEMA, Fields, field_of
 from distspec.store.inventory import Inventory
-from distspec.store.layer import SCHEMA, Fields, Layer, field_of
+from distspec.store.layer import Layer
 from distspec.store.store import SpectraStore, StoreSpec, limit_threads
 
 __all__ = ["SCHEMA", "Fields", "Inventory", "Layer", "SpectraStore", "StoreSpec", "field_of", "limit_threads"]

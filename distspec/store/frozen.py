@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float32, Int32, Shaped
 from distspec.errors import LayoutError, PartialShardError, StoreError
 from distspec.spectra import Spectra, Status
 from distspec.statistics.summaries import row_mean, row_median
-from distspec.store.layer import Fields, Layer, layer_group, open_layer
+from distspec.store.coding import Fields
+from distspec.store.layer import Layer, layer_group, open_layer
 from distspec.store.places import place_of
 
 __all__ = ["BLOCK", "FLOAT32", "SAMPLE_FIELDS", "SAMPLE_LAYER", "Again", "SampleRecord", "Statistics", "factor_of"]

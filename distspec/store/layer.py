@@ -6,7 +6,6 @@ shard takes `shard_rows` rows, so that behind a short one in the middle some row
 """
 
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -14,33 +13,20 @@ from typing import Any
 import numpy as np
 import zarr
 from jaxtyping import Int64, Shaped
-from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from distspec.addresses import absolute
 from distspec.errors import LayoutError, PartialShardError, StoreError, StoreNotFoundError
+from distspec.store.coding import SCHEMA, Fields, checksum_of, field_of, kind_of, length_of
+from distspec.store.marks import mark_of, set_mark, written_shards
 from distspec.store.places import open_place, place_of
-from distspec.store.shard_files import ShardFiles, shard_files
+from distspec.store.shard_files import ChunkError, ShardFiles, shard_files, side_by_side
 
-__all__ = ["SCHEMA", "Fields", "Layer", "create_layer", "field_of", "group_of", "layer_group", "open_layer"]
-
-SCHEMA = 2
-"""Number of the layout that `distspec.store.store` describes; another one is refused."""
-
-Fields = dict[str, tuple[str, tuple[int, ...]]]
-"""Name -> dtype ("string" for text) and shape behind the leading axis."""
+__all__ = ["Layer", "group_of", "layer_group", "open_layer"]
 
 _GIVEN_UP = "given-up"
 """Folder in a layer: for each shard with rows that ended their workers, which, and why."""
-
-_SHARDED_BYTES = 1 << 22
-"""Arrays whose shard is larger than this are cut into chunks inside the shard."""
-
-
-def field_of(values: Shaped[np.ndarray, "n ..."]) -> tuple[str, tuple[int, ...]]:
-    """Describe an array as a field: its dtype (text becomes "string") and its shape behind the leading axis."""
-    return ("string" if values.dtype.kind in "UOT" else values.dtype.str.lstrip("<|="), values.shape[1:])
 
 
 def _open_again(address: str, name: str) -> "Layer":
@@ -99,7 +85,7 @@ class Layer:
 
     def pending(self) -> list[int]:
         """Name the shards that are not yet written, in order."""
-        return [int(shard) for shard in np.flatnonzero(self._marks() == 0)]
+        return [int(shard) for shard in np.flatnonzero(~written_shards(self._group, self.shards))]
 
     def require_finished(self, advice: str) -> None:
         """Refuse a layer of which shards are not written.
@@ -144,7 +130,7 @@ class Layer:
         try:
             for key, array in arrays.items():
                 self._writer(key)[place : place + stop - start] = array
-            self._group["commits"][shard] = _checksum(arrays.values()) + 1
+            set_mark(self._group, shard, checksum_of(arrays.values()) + 1)
         except OSError as error:
             raise StoreError(f"cannot write shard {shard} of {place_of(self._group)}: {error}") from error
         except Exception as error:
@@ -218,14 +204,20 @@ class Layer:
         found = [self._load(field, 0, 0)]
         # Rows in order stand in order in the arrays, too: those of a chunk follow one another.
         chunks, firsts = np.unique(place // height, return_index=True)
-        for chunk, held in zip(chunks, np.split(place, firsts)[1:], strict=True):
-            start, stop = int(chunk) * height, min((int(chunk) + 1) * height, self._end)
-            found.append(self._load(field, start, stop)[held - start])
+        held = np.split(place, firsts)[1:]
+        found = [self._load(field, 0, 0)] * (len(chunks) + 1)
+
+        def load(number: int) -> None:
+            start = int(chunks[number]) * height
+            found[number] = self._load(field, start, min(start + height, self._end))[held[number] - start]
+
+        direct = self._direct[field]
+        side_by_side(load, range(len(chunks)), 1 if direct is None else direct.threads)
         return np.asarray(np.concatenate(found)[inverse])
 
     def written(self) -> list[int]:
         """Name the shards that are written, in order."""
-        return [int(shard) for shard in np.flatnonzero(self._marks())]
+        return [int(shard) for shard in np.flatnonzero(written_shards(self._group, self.shards))]
 
     def verify(self, shard: int) -> str:
         """Read all fields of a written shard and compare them with its mark.
@@ -237,18 +229,18 @@ class Layer:
             arrays = self.read_shard(shard, *self.fields)
         except StoreError as error:
             return str(error)
-        whole = _checksum(
+        whole = checksum_of(
             array.astype(object) if self.fields[key][0] == "string" else np.ascontiguousarray(array)
             for key, array in zip(self.fields, arrays, strict=True)
         )
-        if whole + 1 != int(self._marks()[shard]):
+        if whole + 1 != mark_of(self._group, shard):
             start, stop = self.bounds(shard)
             return f"{place_of(self._group)}: rows {start}-{stop} are not what their mark says was written"
         return ""
 
     def reopen(self, shard: int) -> None:
         """Take the mark of a shard away, so that its stage writes it again."""
-        self._group["commits"][shard] = 0
+        set_mark(self._group, shard, 0)
         self._known = np.zeros(0, bool)
 
     def extend(self, parts: Sequence[int]) -> None:
@@ -274,20 +266,10 @@ class Layer:
         self._group.attrs["distspec"] = meta
         self._readers.clear()
 
-    def _marks(self) -> Shaped[np.ndarray, "shards"]:
-        """Read the marks of all shards."""
-        try:
-            return np.asarray(self._group["commits"][: self.shards])
-        except Exception as error:  # whatever zarr makes of damage
-            raise LayoutError(
-                f"{place_of(self._group)}/commits is damaged ({' '.join(repr(error).split())}): which shards are "
-                "written is not known; make the layer again"
-            ) from error
-
     @property
     def _end(self) -> int:
         """Length of the leading axis of the arrays."""
-        return _length(self.parts, self.shard_rows)
+        return length_of(self.parts, self.shard_rows)
 
     def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Give the runs of the arrays' leading axis that hold rows `start` to `stop`: one for each part."""
@@ -299,23 +281,44 @@ class Layer:
 
     def _load(self, field: str, start: int, stop: int) -> Shaped[np.ndarray, "n ..."]:
         """Read a run of the arrays' leading axis."""
-        reader = self._reader(field)
-        for shard in range(start // self.shard_rows, -(-stop // self.shard_rows) if stop > start else 0):
-            self._require(reader, field, shard)
+        reader, direct = self._reader(field), self._direct[field]
+        self._require_written(range(start // self.shard_rows, -(-stop // self.shard_rows) if stop > start else 0))
         # Whole chunks only: a codec that decodes a part of a chunk does not check its checksum. (For the same reason
         # zarrs does not read for us: 0.2.3 skips the checksums of chunks inside a shard.)
         height = reader.chunks[0]
         first, last = start // height * height, min(-(-stop // height) * height, reader.shape[0])
-        direct = self._direct[field]
         try:
-            values = direct.read(start, stop) if direct else reader[first:last][start - first : stop - first]
+            if direct is None:
+                self._require_files(reader, field, start, stop)
+                values = reader[first:last][start - first : stop - first]
+            else:
+                values = direct.read(start, stop)
+        except StoreError:
+            raise
+        except ChunkError as error:
+            if not error.why:
+                raise self._lost(field, error.shard, error.key) from error
+            begin = error.shard * self.shard_rows
+            raise self._damaged(field, max(first, begin), min(last, begin + self.shard_rows), error.why) from error
         except Exception as error:  # each codec fails in its own way; all mean a damaged chunk
-            rows = self._rows_at(first, last)
-            raise StoreError(
-                f"{place_of(self._group)}/{field} is damaged in rows {rows[0]}-{rows[1]} ({error}); "
-                "`distspec ingest --check` tells what else is, `--mend` makes it again"
-            ) from error
-        return np.array(values.tolist(), dtype=str) if self.fields[field][0] == "string" else np.asarray(values)
+            raise self._damaged(field, first, last, str(error)) from error
+        if self.fields[field][0] == "string":
+            return np.array(values.tolist(), dtype=str).reshape(values.shape)
+        return np.asarray(values)
+
+    def _damaged(self, field: str, first: int, last: int, why: str) -> StoreError:
+        rows = self._rows_at(first, last)
+        return StoreError(
+            f"{place_of(self._group)}/{field} is damaged in rows {rows[0]}-{rows[1]} ({why}); "
+            "`distspec ingest --check` tells what else is, `--mend` makes it again"
+        )
+
+    def _lost(self, field: str, shard: int, key: str) -> StoreError:
+        start, stop = self.bounds(shard)
+        return StoreError(
+            f"{place_of(self._group)}/{field} has lost rows {start}-{stop} (file {key} is missing); "
+            "`distspec ingest --check` tells what else is missing, `--mend` makes it again"
+        )
 
     def _rows_at(self, first: int, last: int) -> tuple[int, int]:
         """Give the rows that a run of the leading axis holds."""
@@ -344,32 +347,33 @@ class Layer:
             expected = (self._end, *shape)
             # A killed extension leaves arrays longer than they need to be. Anything else is foreign, and is refused
             # before memory is allocated for what it claims.
-            if array.shape[1:] != shape or array.shape[0] < self._end or _kind(array) != dtype:
+            if array.shape[1:] != shape or array.shape[0] < self._end or kind_of(array) != dtype:
                 raise LayoutError(
-                    f"{place_of(self._group)}/{field} is {_kind(array)}{list(array.shape)}; expected "
+                    f"{place_of(self._group)}/{field} is {kind_of(array)}{list(array.shape)}; expected "
                     f"{dtype}{list(expected)}; make the store again"
                 )
             self._direct[field] = shard_files(array)
             self._readers[field] = array
         return self._readers[field]
 
-    def _require(self, array: Any, field: str, shard: int) -> None:
-        """Refuse a shard that is not committed or has lost a file: zarr itself would read fill values there."""
-        if shard >= len(self._known) or not self._known[shard]:
+    def _require_written(self, shards: range) -> None:
+        """Refuse shards that are not written."""
+        asked = slice(shards.start, shards.stop)
+        if len(self._known) < shards.stop or not self._known[asked].all():
             # All at once, and again only for what was not written then.
-            self._known = self._marks() != 0
-        if not self._known[shard]:
-            start, stop = self.bounds(shard)
+            self._known = written_shards(self._group, self.shards)
+        if not self._known[asked].all():
+            start, stop = self.bounds(shards.start + int(np.argmin(self._known[asked])))
             raise PartialShardError(
                 f"rows {start}-{stop} of {place_of(self._group)} are not written yet; run the stage again to finish it"
             )
-        key = array.metadata.encode_chunk_key((shard,) + (0,) * (array.ndim - 1))
-        if not sync((array.store_path / key).exists()):
-            start, stop = self.bounds(shard)
-            raise StoreError(
-                f"{place_of(self._group)}/{field} has lost rows {start}-{stop} (file {key} is missing); "
-                "`distspec ingest --check` tells what else is missing, `--mend` makes it again"
-            )
+
+    def _require_files(self, array: Any, field: str, start: int, stop: int) -> None:
+        """Refuse a run of the leading axis that has lost a file: zarr itself would read fill values there."""
+        for shard in range(start // self.shard_rows, -(-stop // self.shard_rows) if stop > start else 0):
+            key = array.metadata.encode_chunk_key((shard,) + (0,) * (array.ndim - 1))
+            if not sync((array.store_path / key).exists()):
+                raise self._lost(field, shard, key)
 
     def __repr__(self) -> str:
         done = self.shards - len(self.pending())
@@ -420,71 +424,3 @@ def layer_group(root: zarr.Group) -> zarr.Group:
             f"the metadata of {place_of(root)}/layers are missing or damaged ({' '.join(repr(error).split())}); "
             "make the store again"
         ) from error
-
-
-def create_layer(
-    parent: zarr.Group,
-    name: str,
-    parts: Sequence[int],
-    shard_rows: int,
-    chunk_rows: int,
-    fields: Fields,
-    attributes: dict[str, Any],
-) -> None:
-    """Write the metadata of a layer; the attribute that makes it one comes last."""
-    group = parent.create_group(name, overwrite=True)
-    for key, (dtype, shape) in fields.items():
-        _create_array(group, key, dtype, (_length(parts, shard_rows), *shape), shard_rows, chunk_rows)
-    shards = sum(-(-rows // shard_rows) for rows in parts)
-    group.create_array(
-        "commits", shape=(shards,), chunks=(1,), dtype="u8", fill_value=0, compressors=None, filters=None
-    )
-    group.attrs["distspec"] = {
-        "schema": SCHEMA,
-        "parts": list(parts),
-        "shard_rows": shard_rows,
-        "fields": {key: [dtype, list(shape)] for key, (dtype, shape) in fields.items()},
-        "attributes": attributes,
-    }
-
-
-def _length(parts: Sequence[int], shard_rows: int) -> int:
-    """Rows of the arrays: all shards whole, but for the last one of the last part."""
-    whole = sum(-(-rows // shard_rows) for rows in parts[:-1]) * shard_rows
-    return whole + (parts[-1] if parts else 0)
-
-
-def _kind(array: Any) -> str:
-    kind = np.dtype(array.dtype)
-    return "string" if kind.kind in "OTU" else kind.str.lstrip("<|=")
-
-
-def _checksum(arrays: Any) -> int:
-    """CRC-32 over the fields in their order; text is joined by NUL."""
-    checksum = 0
-    for array in arrays:
-        data = "\0".join(array.ravel().tolist()).encode() if array.dtype == object else array.data
-        checksum = zlib.crc32(data, checksum)
-    return checksum
-
-
-def _create_array(
-    group: zarr.Group, key: str, dtype: str, shape: tuple[int, ...], shard_rows: int, chunk_rows: int
-) -> None:
-    if dtype == "string":
-        group.create_array(key, shape=shape, dtype=str, chunks=(shard_rows, *shape[1:]), compressors=[Crc32cCodec()])
-        return
-    kind = np.dtype(dtype)
-    # Byte planes of float32 spectra compress by a third, as far as noise allows. Bit planes gain another 1 % and take
-    # four times as long to decode; lz4 on bytes decodes at 8-14 GB/s a core, faster than disks read.
-    compressors = [BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=kind.itemsize), Crc32cCodec()]
-    big = kind.itemsize * int(np.prod(shape[1:])) * shard_rows > _SHARDED_BYTES and chunk_rows < shard_rows
-    group.create_array(
-        key,
-        shape=shape,
-        dtype=kind,
-        chunks=(chunk_rows if big else shard_rows, *shape[1:]),
-        shards=(shard_rows, *shape[1:]) if big else None,
-        compressors=compressors,
-        fill_value=np.nan if kind.kind == "f" else 0,
-    )

@@ -27,9 +27,10 @@ from jaxtyping import Int32, Int64, Shaped
 from distspec.addresses import absolute
 from distspec.errors import LayoutError, StoreError, StoreNotFoundError
 from distspec.spectra import Columns, Spectra, WaveGrid
+from distspec.store.coding import SCHEMA, Fields, create_layer
 from distspec.store.frozen import SAMPLE_FIELDS, SAMPLE_LAYER, SampleRecord, Statistics
 from distspec.store.inventory import Inventory, read_inventory, write_inventory
-from distspec.store.layer import SCHEMA, Fields, Layer, create_layer, group_of, layer_group, open_layer
+from distspec.store.layer import Layer, group_of, layer_group, open_layer
 from distspec.store.places import clear, has, names_in, open_place, place_of
 from distspec.store.shard_files import use_threads
 

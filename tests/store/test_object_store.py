@@ -1,21 +1,25 @@
 """The same store on an S3-compatible server: a real one, started here."""
 
+import logging
 import os
+import re
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import obstore
 import pytest
 from obstore.store import from_url
 
-from distspec.errors import StoreError, StoreNotFoundError
+from distspec.errors import LayoutError, PartialShardError, StoreError, StoreNotFoundError
 from distspec.pipeline import run
 from distspec.sources.simulation.survey import SimulatedSurvey
-from distspec.spectra import Spectra
+from distspec.spectra import Spectra, WaveGrid
 from distspec.store import Inventory, SpectraStore
-from tests.conftest import make_store
+from tests.conftest import make_spectra, make_store
 from tests.support.small import small
 from tests.support.survey_files import write_sdss
 
@@ -80,6 +84,122 @@ def test_what_is_lost_in_a_bucket_is_an_error(bucket: str, spectra: Spectra) -> 
     with pytest.raises(StoreError, match="lost rows 16-32"):
         again.read(1)
     assert "lost rows 16-32" in again.base.verify(1)
+
+
+@contextmanager
+def requests_to(server: str, caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+    """Collect what the server is asked for, by its own log: method and path of each request."""
+    found: list[str] = []
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="werkzeug"):
+        yield found
+    for record in caplog.records:
+        # Without the colours of a terminal.
+        match = re.search(r'"(\w+) (\S+) HTTP', re.sub(r"\x1b\[\d+m", "", record.getMessage()))
+        if record.name == "werkzeug" and match:
+            found.append(f"{match[1]} {match[2].replace(server.replace('s3://', '/'), '')}")
+
+
+def large_store(path: str) -> tuple[SpectraStore, Spectra]:
+    """Two shards of eight chunks each, and one of half a shard."""
+    grid = WaveGrid.between("log", 3600.0, 7200.0, 1200)
+    spectra = make_spectra(np.random.default_rng(0), grid, 2560)
+    make_store(path, spectra, shard_rows=1024, chunk_rows=128)
+    return SpectraStore.open(path), spectra
+
+
+def test_each_shard_of_a_field_is_one_request(bucket: str, caplog: pytest.LogCaptureFixture) -> None:
+    place = f"{bucket}/d/s.zarr"
+    store, spectra = large_store(place)
+    with requests_to(place, caplog) as first:
+        np.testing.assert_array_equal(store.base.read("flux", 0, 1024), spectra.flux[:1024])
+    # Once for a field its metadata, and once for a layer which shards are written.
+    assert len(first) == 3
+    assert sum("zarr.json" in request for request in first) == 1
+    assert sum("list-type" in request for request in first) == 1
+    with requests_to(place, caplog) as next_ones:
+        np.testing.assert_array_equal(store.base.read("flux", 1024, 2560), spectra.flux[1024:])
+    assert sorted(next_ones) == ["GET /base/flux/c/1/0", "GET /base/flux/c/2/0"]
+    with requests_to(place, caplog) as part:
+        np.testing.assert_array_equal(store.base.read("flux", 300, 900), spectra.flux[300:900])
+    # Its index, and its chunks.
+    assert part == ["GET /base/flux/c/0/0"] * 2
+    store.base.read("columns/z", 0, 1)
+    with requests_to(place, caplog) as column:
+        np.testing.assert_array_equal(store.base.read("columns/z"), np.linspace(0.01, 0.2, 2560))
+    assert sorted(column) == [f"GET /base/columns/z/c/{shard}" for shard in range(3)]
+    with requests_to(place, caplog) as single:
+        rows = np.array([2000, 3, 1999])
+        np.testing.assert_array_equal(store.base.take("columns/id", rows), rows + 2**60 + 1)
+    assert sorted(request for request in single if "/c/" in request) == [f"GET /base/columns/id/c/{c}" for c in (0, 1)]
+
+
+def test_pending_shards_of_a_bucket_are_one_listing(bucket: str, spectra: Spectra, caplog: Any) -> None:
+    place = f"{bucket}/e/s.zarr"
+    layer = make_store(place, spectra, shard_rows=2, chunk_rows=2).base
+    layer.reopen(7)
+    with requests_to(place, caplog) as asked:
+        assert layer.pending() == [7]
+    assert len(asked) == 1
+    with pytest.raises(PartialShardError, match="rows 14-16 .* are not written yet"):
+        layer.read("flux")
+    obstore.put(from_url(place), "base/commits/c/3", b"\0")
+    with pytest.raises(LayoutError, match="commits is damaged .*mark 3 has 1 bytes; expected 8"):
+        layer.pending()
+
+
+@pytest.mark.parametrize("field", ["flux", "columns/id", "name"])
+@pytest.mark.parametrize("damage", ["missing", "flipped", "truncated", "empty"])
+def test_damage_in_a_bucket_is_an_error_that_names_the_rows(
+    bucket: str, spectra: Spectra, damage: str, field: str
+) -> None:
+    store = make_store(f"{bucket}/f/{damage}/{field}/s.zarr", spectra, shard_rows=16, chunk_rows=8)
+    layer, key = store.base, {"flux": "base/flux/c/1/0", "columns/id": "base/columns/id/c/1"}.get(field)
+    if key is None:
+        layer, key = store.create_layer("l", {"name": ("string", ())}), "layers/l/name/c/1"
+        for shard in layer.pending():
+            layer.write(shard, {"name": np.array([f"object {row}" for row in range(*layer.bounds(shard))])})
+    place = from_url(store.path)
+    content = bytearray(obstore.get(place, key).bytes())
+    content[len(content) // 3] ^= 4
+    changed = {"flipped": bytes(content), "truncated": bytes(content[: len(content) // 2]), "empty": b""}
+    if damage == "missing":
+        obstore.delete(place, key)
+    else:
+        obstore.put(place, key, changed[damage])
+    said = "lost rows 16-32" if damage == "missing" else "damaged in rows 16-32"
+    assert len(layer.read(field, 0, 16)) == 16
+    for ask in (
+        lambda: layer.read(field),
+        lambda: layer.read(field, 18, 20),
+        lambda: layer.take(field, np.array([17])),
+    ):
+        with pytest.raises(StoreError, match=said) as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_chunk_inside_a_shard_of_a_bucket_leaves_the_others(bucket: str) -> None:
+    store, spectra = large_store(f"{bucket}/g/s.zarr")
+    place = from_url(store.path)
+    content = bytearray(obstore.get(place, "base/flux/c/0/0").bytes())
+    content[len(content) // 2] ^= 1
+    obstore.put(place, "base/flux/c/0/0", bytes(content))
+    bad = []
+    for start in range(0, 1024, 128):
+        try:
+            found = store.base.read("flux", start + 3, start + 9)
+            np.testing.assert_array_equal(found, spectra.flux[start + 3 : start + 9])
+        except StoreError as error:
+            assert f"damaged in rows {start}-{start + 128}" in str(error)
+            bad.append(start)
+    assert len(bad) == 1
+    with pytest.raises(StoreError, match=r"damaged in rows 0-1024 \(the checksum of chunk \d is wrong\)"):
+        store.read(0)
+    obstore.put(place, "base/flux/c/0/0", bytes(content[:1000]))
+    for start, stop in ((0, 1024), (3, 9)):
+        with pytest.raises(StoreError, match="damaged in rows"):
+            store.base.read("flux", start, stop)
 
 
 @pytest.mark.slow

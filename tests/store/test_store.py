@@ -4,13 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distspec.errors import LayoutError, PartialShardError, StoreError, StoreNotFoundError
 from distspec.spectra import Spectra, WaveGrid
-from distspec.store import SpectraStore, StoreSpec, limit_threads
+from distspec.store import SpectraStore, StoreSpec
 from tests.conftest import make_spectra, make_store
 from tests.support.catalogues import add_scores, make_catalogue
 
@@ -267,26 +266,6 @@ def test_what_a_kill_leaves_of_a_store_being_made_is_replaced(tmp_path: Path, sp
     (tmp_path / "s.zarr").mkdir()
     (tmp_path / "s.zarr/zarr.json.0abc.partial").write_text("")
     assert make_store(tmp_path / "s.zarr", spectra, shard_rows=16, chunk_rows=8).pending() == []
-
-
-@settings(max_examples=25, deadline=None)
-@given(start=st.integers(0, 2050), length=st.integers(0, 2050), threads=st.integers(1, 3))
-def test_shards_read_directly_are_what_zarr_reads(
-    start: int, length: int, threads: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "direct.zarr"
-    if not SpectraStore.is_finished(path):
-        grid = WaveGrid.between("log", 3600.0, 7200.0, 1200)
-        make_store(path, make_spectra(np.random.default_rng(0), grid, 2050), shard_rows=1024, chunk_rows=128)
-    store = SpectraStore.open(path)
-    stop = min(start + length, 2050)
-    limit_threads(threads)
-    try:
-        read = store.base.read("ivar", start, stop)
-    finally:
-        limit_threads(os.cpu_count() or 1)
-    assert store.base._direct["ivar"] is not None
-    np.testing.assert_array_equal(read, zarr.open_group(path, mode="r")["base/ivar"][start:stop])
 
 
 def test_rows_that_were_given_up_are_kept_with_the_reason_until_they_have_values(tmp_path: Path) -> None:

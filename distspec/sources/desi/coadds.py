@@ -12,7 +12,7 @@ References:
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -27,9 +27,10 @@ from distspec.errors import SourceError
 from distspec.sources import Entry, Piece
 from distspec.sources.catalogs.catalog import Catalog, locate
 from distspec.sources.desi.arms import GRID, Rows, choose_rows, read_arms
-from distspec.sources.desi.redshifts import CATALOG_COLUMNS, companion, match, read_catalog, read_companion
+from distspec.sources.desi.redshifts import CATALOG_COLUMNS, Redshifts, companion, match, read_catalog, read_companion
 from distspec.sources.desi.targets import TARGET_COLUMNS, check_classes, fiber_status, has_class, target_status
 from distspec.sources.files.fits import FitsFile, Unit, count_rows
+from distspec.sources.files.kept import KeptFile
 from distspec.sources.files.places import Files, Torn
 from distspec.spectra import Columns, Spectra, Status, WaveGrid
 
@@ -64,6 +65,30 @@ _ZWARN_SKY = 1 << 0
 _ZWARN_UNPLUGGED = 1 << 7
 
 _ZWARN_BAD_TARGET = 1 << 8
+
+
+@dataclass(frozen=True)
+class _Coadd:
+    """What is known of a file before its flux is read.
+
+    Arguments:
+        fibermap: its FIBERMAP.
+        rows: all wanted spectra.
+        read: reads their redshifts from the redrock file.
+    """
+
+    fibermap: Unit
+    rows: Rows
+    read: Callable[[], Redshifts | None]
+
+    @cached_property
+    def redshifts(self) -> Redshifts | None:
+        """Redshifts of the wanted spectra; None where there is no redrock file.
+
+        Raises:
+            SourceError: that file is damaged.
+        """
+        return self.read()
 
 
 @dataclass(frozen=True)
@@ -149,7 +174,7 @@ class DesiCoadds:
         except SourceError:
             return {}
         try:
-            return self._columns(rows, piece.name)
+            return self._columns(rows, self._read_redrock(piece.name, rows))
         except SourceError:
             return _describe(rows)
 
@@ -159,20 +184,28 @@ class DesiCoadds:
         Raises:
             SourceError: the file, its redrock file or the catalog is damaged or is not what it should be.
         """
-        with FitsFile(self._files, piece.name) as file:
-            fibermap = _find_fibermap(file)
-            chosen = self._choose(file, fibermap, piece.name)
-            if len(chosen) < piece.stop:
-                raise SourceError(f"{fibermap.place}: {len(chosen)} wanted spectra; expected {piece.stop} or more")
-            rows = chosen.part(piece.start, piece.stop)
-            flux, ivar = read_arms(file, fibermap.rows, rows)
-        columns = self._columns(rows, piece.name)
+        with self._kept.open(piece.name) as (file, coadd):
+            total = len(coadd.rows)
+            if total < piece.stop:
+                raise SourceError(f"{coadd.fibermap.place}: {total} wanted spectra; expected {piece.stop} or more")
+            if len(piece) < total:
+                file.keep()
+            rows = coadd.rows.part(piece.start, piece.stop)
+            flux, ivar = read_arms(file, coadd.fibermap.rows, rows)
+        if piece.stop == total:
+            self._kept.close()
+        redrock = coadd.redshifts
+        columns = self._columns(rows, None if redrock is None else redrock.part(piece.start, piece.stop))
         columns["status"][~ivar.any(axis=1)] |= np.int32(Status.DEAD)
         return Spectra(np.arange(piece.start, piece.stop, dtype=np.int64), flux, ivar, GRID), columns
 
     @cached_property
     def _files(self) -> Files:
         return Files(self.settings.path, "a DESI coadd file or a folder of them")
+
+    @cached_property
+    def _kept(self) -> KeptFile["_Coadd"]:
+        return KeptFile(self._files, self._find)
 
     @cached_property
     def _torn(self) -> Torn:
@@ -228,6 +261,11 @@ class DesiCoadds:
         with FitsFile(files, name) as file:
             return len(self._choose(file, _find_fibermap(file), name))
 
+    def _find(self, file: FitsFile, name: str) -> "_Coadd":
+        fibermap = _find_fibermap(file)
+        rows = self._choose(file, fibermap, name)
+        return _Coadd(fibermap, rows, lambda: self._read_redrock(name, rows))
+
     def _choose(self, file: FitsFile, fibermap: Unit, name: str) -> Rows:
         """Find the wanted spectra of a file: one a target."""
         present = [column for column in (*_BASIC, *TARGET_COLUMNS) if column in fibermap.columns]
@@ -245,14 +283,15 @@ class DesiCoadds:
             wanted &= match(self._catalog, rows.table["targetid"], _facts(rows), strict=True)[0]
         return rows if wanted.all() else rows.take(np.flatnonzero(wanted))
 
-    def _columns(self, rows: Rows, name: str) -> Columns:
+    def _read_redrock(self, name: str, rows: Rows) -> Redshifts | None:
+        redrock = companion(self._files, name)
+        return None if redrock is None else read_companion(self._files, redrock, rows.table["targetid"])
+
+    def _columns(self, rows: Rows, redrock: Redshifts | None) -> Columns:
         columns = _describe(rows)
         ids = columns["id"]
         z, zwarn, status = columns["z"], columns["zwarn"], columns["status"]
-        tables = []
-        redrock = companion(self._files, name)
-        if redrock is not None:
-            tables.append(read_companion(self._files, redrock, ids))
+        tables = [] if redrock is None else [redrock]
         if self._catalog is not None:
             tables.append(read_catalog(self._catalog, ids, _facts(rows)))
         for table in tables:

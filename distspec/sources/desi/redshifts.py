@@ -45,6 +45,11 @@ class Redshifts:
     kind: Shaped[np.ndarray, "n"]
     subkind: Shaped[np.ndarray, "n"]
 
+    def part(self, start: int, stop: int) -> "Redshifts":
+        """Give those of a run of the targets."""
+        run = slice(start, stop)
+        return Redshifts(self.found[run], self.z[run], self.zwarn[run], self.kind[run], self.subkind[run])
+
 
 def companion(files: Files, name: str) -> str | None:
     """Name the redshift file of a coadd or spectra file: same folder, same name but for the first word."""

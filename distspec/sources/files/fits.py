@@ -39,6 +39,9 @@ CHUNK = 1 << 24
 UNPACKED_LIMIT = 1 << 31
 """Largest size that a gzipped file may unpack to: it is held in memory."""
 
+KEPT_LIMIT = 1 << 29
+"""Most bytes of verified units that are held of a file; the rows of a shard take more. What is beyond is read again."""
+
 DEFLATE_RATIO = 1032
 """No gzip stream unpacks to more than this many times its size (zlib's technical notes)."""
 
@@ -217,6 +220,10 @@ class FitsFile(AbstractContextManager["FitsFile"]):
 
     def __init__(self, files: Files, name: str) -> None:
         self.path = files.place(name)
+        self._sound: set[int] = set()
+        self._kept: dict[int, bytes] = {}
+        self._unpacked: dict[int, Shaped[np.ndarray, "n ..."]] = {}
+        self._limit = 0
         with _reading(self.path):
             self._file, size = _unpack(files.open(name), self.path)
         try:
@@ -236,6 +243,10 @@ class FitsFile(AbstractContextManager["FitsFile"]):
 
     def __repr__(self) -> str:
         return f"FitsFile({self.path!r}, {self.contents})"
+
+    def keep(self) -> None:
+        """Hold what is verified from now on, up to a limit, for the reads that follow."""
+        self._limit = KEPT_LIMIT
 
     @property
     def contents(self) -> str:
@@ -301,7 +312,7 @@ class FitsFile(AbstractContextManager["FitsFile"]):
         """
         stop = unit.rows if stop is None else stop
         if unit.header.get("ZIMAGE") is True:
-            return self._compressed(unit)[start:stop]
+            return self._compressed(unit)[start:stop].copy()
         if unit.is_table or not unit.shape:
             raise SourceError(f"{unit.place}: {unit.name or 'the unit'} is not an image; expected one")
         kind = np.dtype(_IMAGES[unit.header.value("BITPIX", int)])
@@ -313,26 +324,40 @@ class FitsFile(AbstractContextManager["FitsFile"]):
         # Imported here: the surveys' own files seldom need it, and it is slow to import.
         from astropy.io import fits
 
-        self._bytes(unit, 0, 0)
+        if unit.start in self._unpacked:
+            return self._unpacked[unit.start]
+        data = self._bytes(unit, 0, unit.size)
         self._file.seek(unit.start)
-        whole = io.BytesIO(fits.PrimaryHDU().header.tostring().encode() + self._file.read(unit.end - unit.start))
+        heading = self._file.read(unit.data - unit.start)
+        primary = fits.PrimaryHDU().header.tostring().encode()
+        whole = io.BytesIO(b"".join([primary, heading, data, bytes(unit.end - unit.data - unit.size)]))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 with fits.open(whole, memmap=False) as units:
                     data = units[1].data
-                    return np.asarray(data, data.dtype.newbyteorder("="))
+                    image = np.asarray(data, data.dtype.newbyteorder("="))
         except Exception as error:
             raise SourceError(f"{unit.place}: the compressed image cannot be unpacked: {error}") from error
+        if self._limit:
+            self._unpacked[unit.start] = image
+        return image
 
-    def _bytes(self, unit: Unit, start: int, stop: int) -> bytes:
-        """Read bytes `start` to `stop` of the data and verify the checksums that the unit carries."""
+    def _bytes(self, unit: Unit, start: int, stop: int) -> bytes | memoryview:
+        """Read bytes `start` to `stop` of the data and verify the checksums that the unit carries, once."""
+        if unit.start in self._kept:
+            return memoryview(self._kept[unit.start])[start:stop]
+        found: bytes | memoryview
         with _reading(self.path):
-            if "DATASUM" in unit.header or "CHECKSUM" in unit.header:
-                found = self._verified(unit, start, stop)
-            else:
+            if unit.start in self._sound or not ("DATASUM" in unit.header or "CHECKSUM" in unit.header):
                 self._file.seek(unit.data + start)
                 found = self._file.read(stop - start)
+            elif unit.size + sum(map(len, self._kept.values())) <= self._limit:
+                self._kept[unit.start] = self._verified(unit, 0, unit.size)
+                found = memoryview(self._kept[unit.start])[start:stop]
+            else:
+                found = self._verified(unit, start, stop)
+                self._sound.add(unit.start)
         if len(found) != stop - start:
             raise SourceError(f"{unit.place}: {len(found)} bytes could be read; expected {stop - start}")
         return found

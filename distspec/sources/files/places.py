@@ -108,6 +108,17 @@ class Files:
             raise OSError(brief(error)) from error
         return io.BytesIO(data)
 
+    def state(self, name: str) -> tuple[int, ...]:
+        """Give what changes when a local file is written again; nothing of a remote file, or of one that is gone."""
+        if self._filesystem is not None:
+            return ()
+        try:
+            stat = self.local(name).stat()
+        except OSError:
+            # To open it will say what is wrong.
+            return ()
+        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
     def place(self, name: str) -> str:
         """Name a file for messages."""
         if self._filesystem is not None:

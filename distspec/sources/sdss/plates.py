@@ -10,6 +10,7 @@ References:
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -25,6 +26,7 @@ from distspec.sources import Entry, Piece
 from distspec.sources.catalogs.catalog import Catalog, locate
 from distspec.sources.conventions import check_flux_unit
 from distspec.sources.files.fits import FitsFile, Unit
+from distspec.sources.files.kept import KeptFile
 from distspec.sources.files.places import Files, Torn
 from distspec.sources.sdss.conventions import (
     FIRST,
@@ -72,6 +74,28 @@ class _Plate:
         run = slice(piece.start, piece.stop)
         plugmap = {name: values[run] for name, values in self.plugmap.items()}
         return _Plate(self.plate, self.mjd, self.run2d, self.rows[run], self.fibers[run], plugmap)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is known of a plate before its flux is read.
+
+    Arguments:
+        plate: with all wanted rows.
+        read: reads their redshifts from the `spZbest` file.
+    """
+
+    plate: _Plate
+    read: Callable[[], dict[str, Any]]
+
+    @cached_property
+    def redshifts(self) -> dict[str, Any]:
+        """Columns for the wanted fibers; none where there is no `spZbest` file.
+
+        Raises:
+            SourceError: that file is damaged.
+        """
+        return self.read()
 
 
 @dataclass(frozen=True)
@@ -148,13 +172,18 @@ class SdssPlates:
         Raises:
             SourceError: the file or its `spZbest` is damaged or is not what it should be, or is not in vacuum.
         """
-        with FitsFile(self._files, piece.name) as file:
-            whole = self._plate(file, piece.name)
-            if len(whole.rows) < piece.stop:
-                raise SourceError(f"{file.path}: {len(whole.rows)} wanted fibers; expected {piece.stop} or more")
-            plate = whole.part(piece)
+        with self._kept.open(piece.name) as (file, whole):
+            total = len(whole.plate.rows)
+            if total < piece.stop:
+                raise SourceError(f"{file.path}: {total} wanted fibers; expected {piece.stop} or more")
+            if len(piece) < total:
+                file.keep()
+            plate = whole.plate.part(piece)
             flux, ivar, unplugged = _read_images(file, plate)
-        columns = _columns(plate, self._redshifts(piece.name, plate), file.path)
+        if piece.stop == total:
+            self._kept.close()
+        redshifts = {name: values[piece.start : piece.stop] for name, values in whole.redshifts.items()}
+        columns = _columns(plate, redshifts, file.path)
         columns["status"][unplugged] |= np.int32(Status.FIBER)
         columns["status"][~ivar.any(axis=1)] |= np.int32(Status.DEAD)
         return Spectra(np.arange(piece.start, piece.stop, dtype=np.int64), flux, ivar, GRID), columns
@@ -162,6 +191,10 @@ class SdssPlates:
     @cached_property
     def _files(self) -> Files:
         return Files(self.settings.path, "an SDSS spPlate file or a folder of them")
+
+    @cached_property
+    def _kept(self) -> KeptFile["_Opened"]:
+        return KeptFile(self._files, self._find)
 
     @cached_property
     def _torn(self) -> Torn:
@@ -182,6 +215,10 @@ class SdssPlates:
             return None
         path = locate(self.settings.catalog, self.settings.path)
         return Catalog.build(path, KEYS, (), self.settings.wanted, self.scratch)
+
+    def _find(self, file: FitsFile, name: str) -> "_Opened":
+        plate = self._plate(file, name)
+        return _Opened(plate, lambda: self._redshifts(name, plate))
 
     def _plate(self, file: FitsFile, name: str) -> _Plate:
         """Find out what a plate holds and what of it is wanted, reading no flux."""

@@ -1,0 +1,37 @@
+"""Marks of written shards: told by one listing, and one that is damaged is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from distspec.errors import LayoutError
+from distspec.store import SpectraStore
+
+
+def test_a_shard_is_written_while_its_mark_is_there(store: SpectraStore) -> None:
+    folder = Path(store.path) / "base/commits/c"
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "2"]
+    store.base.reopen(1)
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "2"]
+    assert (store.base.pending(), store.base.written()) == ([1], [0, 2])
+    # What a killed writer, or another program, leaves beside the marks.
+    (folder / "1.0abc.partial").write_bytes(b"")
+    (folder / "17").write_bytes(b"12345678")
+    assert SpectraStore.open(store.path).pending() == [1]
+
+
+def test_a_layer_without_any_mark_is_pending(store: SpectraStore) -> None:
+    assert store.create_layer("score-0", {"mse": ("f4", ())}).written() == []
+
+
+def test_a_damaged_mark_is_refused(store: SpectraStore) -> None:
+    mark = Path(store.path) / "base/commits/c/1"
+    content = mark.read_bytes()
+    for damaged in (b"", content[:3], content * 2):
+        mark.write_bytes(damaged)
+        with pytest.raises(
+            LayoutError, match=rf"base/commits is damaged .*mark 1 has {len(damaged)} bytes; expected 8"
+        ):
+            SpectraStore.open(store.path).pending()
+    mark.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    assert "rows 16-32 are not what their mark says" in SpectraStore.open(store.path).base.verify(1)
