@@ -4,6 +4,7 @@
 - `layer`: `Layer`, arrays with one leading axis, written shard by shard.
 - `frozen`: what belongs to the whole sample: `Statistics`, applied to every read, and how a store keeps it.
 - `shard_files`: the chunks of a shard file, read straight into the array that is asked for.
+- `ahead`: reading by threads, ahead of who wants the result.
 - `inventory`: the files that rows came from.
 - `places`: folders and buckets.
 - `table`: a store as one table.
@@ -12,8 +13,19 @@
 - `columns`: units and meanings of catalogue columns and scores.
 """
 
+from distspec.store.ahead import read_ahead
 from distspec.store.inventory import Inventory
 from distspec.store.layer import SCHEMA, Fields, Layer, field_of
 from distspec.store.store import SpectraStore, StoreSpec, limit_threads
 
-__all__ = ["SCHEMA", "Fields", "Inventory", "Layer", "SpectraStore", "StoreSpec", "field_of", "limit_threads"]
+__all__ = [
+    "SCHEMA",
+    "Fields",
+    "Inventory",
+    "Layer",
+    "SpectraStore",
+    "StoreSpec",
+    "field_of",
+    "limit_threads",
+    "read_ahead",
+]
