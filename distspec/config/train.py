@@ -49,9 +49,9 @@ class Train(Fit):
     """A worker's own part of the spectra is read once where it fits in this much memory, on the GPU if there is one;
     else it is read again in every epoch. The order is the same."""
     readers: Count = 2
-    """Threads of a worker that read spectra ahead of the training where these are not held in memory; a feed of fixed
-    shares (`workers = { min, max }`) has as many. More than the cores that are left to a worker bring nothing. Batches
-    are the same for any number."""
+    """Threads of a worker that read spectra ahead of the training, where these are not held in memory; with `workers =
+    { min, max }` those of each of its shares. More than the worker has cores bring little. Batches are the same for
+    any number."""
 
     @property
     def fewest(self) -> int:

@@ -77,14 +77,21 @@ class ShardFiles:
         self._shard_rows, self._chunk_rows = int(array.shards[0]), int(array.chunks[0])
         self._chunk_bytes = self._chunk_rows * int(np.prod(self._shape[1:])) * self._dtype.itemsize
 
-    def read(self, start: int, stop: int) -> Shaped[np.ndarray, "n ..."]:
+    def read(
+        self, start: int, stop: int, room: Shaped[np.ndarray, "n ..."] | None = None
+    ) -> Shaped[np.ndarray, "n ..."]:
         """Read rows `start` to `stop`; chunks are read, checked and decoded side by side.
+
+        Arguments:
+            start: first row.
+            stop: one past the last.
+            room: an array of this dtype and of the result's shape, contiguous, that becomes the result.
 
         Raises:
             ValueError: a chunk is missing or damaged.
             OSError: a file is missing or cannot be read.
         """
-        out = np.empty((stop - start, *self._shape[1:]), self._dtype)
+        out = np.empty((stop - start, *self._shape[1:]), self._dtype) if room is None else room
         for shard in range(start // self._shard_rows, -(-stop // self._shard_rows)):
             first = shard * self._shard_rows
             low, high = max(start, first), min(stop, first + self._shard_rows)

@@ -9,7 +9,9 @@ from distspec.store import read_ahead
 
 
 def left() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("distspec-")]
+    return [
+        thread.name for thread in threading.enumerate() if thread.name.startswith(("distspec-ahead", "distspec-reader"))
+    ]
 
 
 def release_in_turn(count: int) -> Callable[[int], int]:

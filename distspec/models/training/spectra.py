@@ -10,6 +10,7 @@ Where chunks are read side by side each is decoded by the thread that reads it: 
 work on runs of several chunks.
 """
 
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from distspec.models.transfer import Sent, Transfer
@@ -77,6 +78,7 @@ class Streamed:
     def __init__(self, store: SpectraStore, device: torch.device, readers: int) -> None:
         self.store = store
         self._readers = readers
+        self._own = threading.local()
         self._transfer = Transfer(device)
 
     @property
@@ -153,7 +155,7 @@ class Streamed:
     def _fill(self, span: Span, rows: Int64[np.ndarray, "n"], room: Tensors) -> None:
         """Read a chunk and put some of its spectra where there is room for so many."""
         # As they are scored: with the statistics of the sample.
-        spectra = self.store.between(*span)
+        spectra = self.store.between(*span, rooms=self._scratch(span[1] - span[0]))
         redshift = np.zeros(len(spectra)) if spectra.redshift is None else spectra.redshift
         found = spectra.flux, spectra.ivar, redshift.astype(np.float32)
         _copy(tuple(map(torch.from_numpy, found)), rows - span[0], room)
@@ -161,6 +163,13 @@ class Streamed:
         # The same as `flux[ivar <= 0] = 0` where flux may be NaN, at five times its rate: 0 and 1 times the bits.
         bits = flux.view(np.int32)
         np.multiply(bits, ~(ivar <= 0), out=bits)
+
+    def _scratch(self, count: int) -> list[Float32[np.ndarray, "count pixels"]]:
+        """Give this thread's memory for flux and ivar of a chunk: fresh memory would cost more than to read."""
+        held: Float32[np.ndarray, "2 rows pixels"] | None = getattr(self._own, "scratch", None)
+        if held is None:
+            held = self._own.scratch = np.empty((2, self.store.chunk_rows, self.store.grid.pixels), np.float32)
+        return [values[:count] for values in held]
 
     def _room(self, count: int, pinned: bool = False) -> Tensors:
         pixels = self.store.grid.pixels

@@ -6,16 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from distspec.config import Train
 from distspec.errors import StoreError
+from distspec.models.autoencoders.dense import Progress
 from distspec.models.training import spectra as supply
 from distspec.models.training.feed import Feed
-from distspec.spectra import Spectra
+from distspec.models.training.group import Shares
+from distspec.models.training.loop import fit
+from distspec.models.training.steps import ByShares
+from distspec.spectra import Spectra, WaveGrid
 from distspec.stages.ingest.stage import ingest
 from distspec.statistics import holdout
 from distspec.store import SpectraStore
-from tests.conftest import make_store
+from tests.conftest import make_spectra, make_store
 from tests.support.small import SMALL, small
 
 
@@ -109,8 +114,25 @@ def test_batches_are_the_same_for_any_number_of_readers(
     assert not reading()
 
 
+@pytest.mark.parametrize("readers", [1, 3])
+def test_batches_are_the_same_where_shards_are_read_chunk_by_chunk(
+    tmp_path: Path, rng: np.random.Generator, readers: int
+) -> None:
+    many = make_spectra(rng, WaveGrid.between("log", 3600.0, 7200.0, 1_200), 2_050)
+    store = make_store(tmp_path / "s.zarr", many, shard_rows=1_024, chunk_rows=64)
+    feed = Feed(store.path, Train(batch=100, validation=0.3, cache_gb=0, readers=readers), 1)
+    for found, expected in zip(feed.batches(0), mixed(store, feed, 0, 1, 0), strict=True):
+        assert all(one.numpy().tobytes() == two.tobytes() for one, two in zip(found, expected, strict=True))
+    assert feed.store.base._direct["flux"] is not None
+    for rows, (flux, ivar, _) in feed.in_order(feed.validation):
+        np.testing.assert_array_equal(ivar, many.ivar[rows])
+        np.testing.assert_array_equal(flux, np.where(many.ivar[rows] > 0, many.flux[rows], 0))
+
+
 def reading() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("distspec-")]
+    return [
+        thread.name for thread in threading.enumerate() if thread.name.startswith(("distspec-ahead", "distspec-reader"))
+    ]
 
 
 @pytest.mark.parametrize("readers", [1, 3])
@@ -121,6 +143,29 @@ def test_threads_end_with_an_epoch_that_is_left_early(chunked: SpectraStore, rea
         assert reading()
         given.close()
         assert not reading()
+
+
+class Failing(nn.Module):
+    """An objective that fails at its third batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.calls = nn.Parameter(torch.zeros(1)), 0
+
+    def forward(self, flux: Tensor, ivar: Tensor, redshift: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        if self.calls == 3:
+            raise ArithmeticError("the third")
+        return (flux * self.weight).sum(), torch.tensor(len(flux))
+
+
+@pytest.mark.parametrize("shares", [0, 2])
+def test_threads_end_with_a_fit_that_fails(chunked: SpectraStore, tmp_path: Path, shares: int) -> None:
+    settings, model = Train(batch=6, validation=0.3, cache_gb=0), Failing()
+    feeds = tuple(Feed(chunked.path, settings, 1, share, shares or 1) for share in range(shares or 1))
+    with pytest.raises(ArithmeticError):
+        fit(model, model, ByShares(feeds, Shares(2)) if shares else feeds[0], settings, tmp_path / "state", 1)
+    assert not reading()
 
 
 @pytest.mark.parametrize("readers", [1, 3])
@@ -141,7 +186,9 @@ def test_no_more_than_two_pools_are_read_ahead_of_the_training(
     feed = Feed(chunked.path, Train(batch=1, validation=0.3, cache_gb=0, readers=readers), 1)
     read: list[int] = []
     between = feed.store.between
-    monkeypatch.setattr(feed.store, "between", lambda start, stop: read.append(start) or between(start, stop))
+    monkeypatch.setattr(
+        feed.store, "between", lambda start, stop, **more: read.append(start) or between(start, stop, **more)
+    )
     batches = feed.batches(0)
     for _ in range(5):
         next(batches)
