@@ -46,8 +46,12 @@ class Train(Fit):
     gpu: bool = False
     """Train on GPUs: one for each worker, or the one of the driver's own process."""
     cache_gb: Annotated[float, Field(ge=0)] = 4.0
-    """Spectra that fit in this much memory, on the GPU if there is one, are read once; others are read again in every
-    epoch. The order is the same."""
+    """A worker's own part of the spectra is read once where it fits in this much memory, on the GPU if there is one;
+    else it is read again in every epoch. The order is the same."""
+    readers: Count = 2
+    """Threads of a worker that read spectra ahead of the training, where these are not held in memory; with `workers =
+    { min, max }` those of each of its shares. More than the worker has cores bring little. Batches are the same for
+    any number."""
 
     @property
     def fewest(self) -> int:

@@ -5,6 +5,7 @@ A network knows a grid and its own settings. Only `training/` knows that there a
 - `autoencoders/`: spectrum -> latents -> spectrum.
 - `flows/`: the density of latents.
 - `training/`: fits, by one worker or many.
+- `transfer`: tensors to the device that computes, to a GPU beside its computation.
 - `checkpoint`: a trained model on disk: safetensors and JSON, nothing that can run code.
 """
 

@@ -51,6 +51,10 @@ __all__ = [
 ]
 
 
+_HOW_READ = {"cache_gb", "readers"}
+"""Settings of training that change no batch."""
+
+
 def output_of(experiment: Experiment) -> Place:
     """Folder, or place in a bucket, of everything that is not set to lie elsewhere."""
     return address_of(experiment.output)
@@ -87,8 +91,8 @@ def store_digest(experiment: Experiment, inventory: Inventory) -> str:
 
 def model_folder(experiment: Experiment, store: str) -> Place:
     """Folder of the checkpoint that the training settings make from a store of this digest."""
-    # The cache changes no weight; the number of workers does.
-    settings = experiment.train.model_dump(mode="json", exclude={"cache_gb"})
+    # How spectra are read and held changes no weight; the number of workers does.
+    settings = experiment.train.model_dump(mode="json", exclude=_HOW_READ)
     if experiment.train.shares:
         settings["workers"] = {"shares": experiment.train.shares}  # the fewest workers change no weight
     return output_of(experiment) / "models" / digest(settings, experiment.seed, store)
@@ -105,7 +109,7 @@ def tuning_folder(experiment: Experiment, least: Train, store: str) -> Place:
     """
     # More trials extend a study; how many run at a time, and what follows after the first fit, changes none of them.
     settings = experiment.tune.model_dump(mode="json", exclude={"trials", "concurrent"})
-    fixed = least.model_dump(mode="json", exclude={"epochs", "patience", "second", "density", "workers", "cache_gb"})
+    fixed = least.model_dump(mode="json", exclude={"epochs", "patience", "second", "density", "workers", *_HOW_READ})
     return output_of(experiment) / "tuning" / digest(settings, fixed, experiment.seed, store)
 
 

@@ -6,6 +6,7 @@
 - `coding`: how the fields of a layer lie on disk.
 - `marks`: which shards are written.
 - `shard_files`: the chunks of an array, read straight into the array that is asked for.
+- `ahead`: reading by threads, ahead of who wants the result.
 - `inventory`: the files that rows came from.
 - `places`: folders and buckets.
 - `table`: a store as one table.
@@ -14,9 +15,20 @@
 - `columns`: units and meanings of catalogue columns and scores.
 """
 
+from distspec.store.ahead import read_ahead
 from distspec.store.coding import SCHEMA, Fields, field_of
 from distspec.store.inventory import Inventory
 from distspec.store.layer import Layer
 from distspec.store.store import SpectraStore, StoreSpec, limit_threads
 
-__all__ = ["SCHEMA", "Fields", "Inventory", "Layer", "SpectraStore", "StoreSpec", "field_of", "limit_threads"]
+__all__ = [
+    "SCHEMA",
+    "Fields",
+    "Inventory",
+    "Layer",
+    "SpectraStore",
+    "StoreSpec",
+    "field_of",
+    "limit_threads",
+    "read_ahead",
+]

@@ -174,8 +174,10 @@ class Layer:
                 ) from error
         return dict(sorted(found.items()))
 
-    def read(self, field: str, start: int = 0, stop: int | None = None) -> Shaped[np.ndarray, "n ..."]:
-        """Read rows `start` to `stop` of one field.
+    def read(
+        self, field: str, start: int = 0, stop: int | None = None, room: Shaped[np.ndarray, "n ..."] | None = None
+    ) -> Shaped[np.ndarray, "n ..."]:
+        """Read rows `start` to `stop` of one field; a `room` like the result may become it, which saves fresh memory.
 
         Raises:
             PartialShardError: a shard in the range is not written yet.
@@ -184,7 +186,8 @@ class Layer:
         stop = self.rows if stop is None else stop
         if not 0 <= start <= stop <= self.rows:
             raise IndexError(f"rows {start}-{stop} asked of {self.name}, which has {self.rows}")
-        runs = [self._load(field, *run) for run in self._runs(start, stop)]
+        found = list(self._runs(start, stop))
+        runs = [self._load(field, *run, room if len(found) == 1 else None) for run in found]
         return runs[0] if len(runs) == 1 else np.asarray(np.concatenate(runs or [self._load(field, 0, 0)]))
 
     def read_shard(self, shard: int, *fields: str) -> tuple[Shaped[np.ndarray, "n ..."], ...]:
@@ -279,7 +282,9 @@ class Layer:
                 shift = int(self._part_shards[part]) * self.shard_rows - int(first)
                 yield low + shift, high + shift
 
-    def _load(self, field: str, start: int, stop: int) -> Shaped[np.ndarray, "n ..."]:
+    def _load(
+        self, field: str, start: int, stop: int, room: Shaped[np.ndarray, "n ..."] | None = None
+    ) -> Shaped[np.ndarray, "n ..."]:
         """Read a run of the arrays' leading axis."""
         reader, direct = self._reader(field), self._direct[field]
         self._require_written(range(start // self.shard_rows, -(-stop // self.shard_rows) if stop > start else 0))
@@ -292,7 +297,7 @@ class Layer:
                 self._require_files(reader, field, start, stop)
                 values = reader[first:last][start - first : stop - first]
             else:
-                values = direct.read(start, stop)
+                values = direct.read(start, stop, room)
         except StoreError:
             raise
         except ChunkError as error:

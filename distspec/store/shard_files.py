@@ -216,13 +216,20 @@ class ShardFiles:
         """How many reads should be under way at once."""
         return _threads if isinstance(self._store, LocalStore) else max(_threads, _REQUESTS)
 
-    def read(self, start: int, stop: int) -> Shaped[np.ndarray, "n ..."]:
+    def read(
+        self, start: int, stop: int, room: Shaped[np.ndarray, "n ..."] | None = None
+    ) -> Shaped[np.ndarray, "n ..."]:
         """Read rows `start` to `stop`, text as objects; shards, or the chunks of one, are read side by side.
+
+        Arguments:
+            start: first row.
+            stop: one past the last.
+            room: an array of this dtype and of the result's shape, contiguous, that becomes the result.
 
         Raises:
             ChunkError: a file is missing, cannot be read or is damaged.
         """
-        out = np.empty((stop - start, *self._shape[1:]), self._dtype)
+        out = np.empty((stop - start, *self._shape[1:]), self._dtype) if room is None else room
         shards = range(start // self._shard_rows, -(-stop // self._shard_rows) if stop > start else 0)
 
         def read(shard: int, threads: int = 1) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Int32, Int64, Shaped
+from jaxtyping import Float32, Int32, Int64, Shaped
 
 from distspec.addresses import absolute
 from distspec.errors import LayoutError, StoreError, StoreNotFoundError
@@ -226,9 +226,18 @@ class SpectraStore:
         """Read one shard of spectra, with the frozen statistics of the sample applied unless told otherwise."""
         return self.between(*self.base.bounds(shard), frozen=frozen)
 
-    def between(self, start: int, stop: int, *, frozen: bool = True) -> Spectra:
-        """Read a run of rows, as `read` does."""
-        flux, ivar = (self.base.read(name, start, stop) for name in ("flux", "ivar"))
+    def between(
+        self,
+        start: int,
+        stop: int,
+        *,
+        frozen: bool = True,
+        rooms: Sequence[Float32[np.ndarray, "n pixels"] | None] = (None, None),
+    ) -> Spectra:
+        """Read a run of rows, as `read` does; see `Layer.read` for the rooms of flux and ivar."""
+        flux, ivar = (
+            self.base.read(name, start, stop, room) for name, room in zip(("flux", "ivar"), rooms, strict=True)
+        )
         redshift = self.base.read("columns/z", start, stop) if self.frame == "observed" else None
         spectra = Spectra(np.arange(start, stop, dtype=np.int64), flux, ivar, self.grid, redshift)
         statistics = self.statistics

@@ -96,7 +96,7 @@ def test_names_of_layers_are_those_of_yesterday(scores: Layer) -> None:
         ({"runtime": {"workers": 1}}, set()),
         ({"name": "other", "tracking": {"model": "other"}}, set()),
         ({"report": {"spectra": 9}}, set()),
-        ({"train": {"cache_gb": 1.0}}, set()),
+        ({"train": {"cache_gb": 1.0, "readers": 5}}, set()),
         ({"tune": {"trials": 9, "concurrent": 3}}, set()),
         ({"score": {"top": 7}}, set()),
         ({"explain": {"ids": "list.csv"}}, set()),

@@ -74,13 +74,17 @@ def test_chunks_inside_shards_are_what_zarr_reads(
         make_store(path, make_spectra(np.random.default_rng(0), grid, 2050), shard_rows=1024, chunk_rows=128)
     store = SpectraStore.open(path)
     stop = min(start + length, 2050)
+    room = np.full((max(stop - start, 0), 1200), np.nan, np.float32)
     limit_threads(threads)
     try:
         read = store.base.read("ivar", start, stop)
+        again = store.base.read("ivar", start, stop, room)
     finally:
         limit_threads(os.cpu_count() or 1)
     assert store.base._direct["ivar"] is not None
     np.testing.assert_array_equal(read, zarr.open_group(path, mode="r")["base/ivar"][start:stop])
+    np.testing.assert_array_equal(again, read)
+    assert np.shares_memory(again, room) == (stop > start)
 
 
 @pytest.mark.parametrize("name", ["float", "text"])

@@ -1,6 +1,6 @@
 """All scores of a trained model from one pass: what it fails to reconstruct, and how rare the latents are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,10 @@ from distspec.models.autoencoders.convolutional import ConvolutionalAutoencoder
 from distspec.models.autoencoders.dense import TwoStage
 from distspec.models.autoencoders.redshifted import RedshiftedAutoencoder, within_reach
 from distspec.models.checkpoint import Checkpoint
+from distspec.models.transfer import Sent, Transfer
 from distspec.spectra import Spectra
 from distspec.spectra.lines.wavelengths import near_lines
+from distspec.store import read_ahead
 
 __all__ = ["DENSITY", "ERRORS", "ModelDetector", "ModelScores", "Scored", "names_of"]
 
@@ -66,7 +68,7 @@ class ModelScores:
         self.model = checkpoint.model.to(device).eval()
         self.density = None if checkpoint.density is None else checkpoint.density.to(device).eval()
         self._latents = checkpoint.latents
-        self._device = device
+        self._transfer = Transfer(device)
         self._rest_away = torch.from_numpy(~near_lines(checkpoint.grid, settings.filter_velocity)).to(device)
 
     @torch.no_grad()
@@ -76,11 +78,12 @@ class ModelScores:
         if not len(spectra):
             shapes = ((0, len(self.names)), (0, self._latents), (0, classes), (0,), (0,))
             return Scored(*(np.zeros(shape, np.float32) for shape in shapes))
-        parts = [self._batch(spectra[start]) for start in self._slices(spectra)]
-        return Scored(*(torch.cat(columns).numpy() for columns in zip(*parts, strict=True)))
+        parts = [self._batch(*batch) for batch in self._batches(spectra)]
+        # From the device at once: it would be waited for after every batch.
+        return Scored(*(torch.cat(columns).cpu().numpy() for columns in zip(*parts, strict=True)))
 
-    def _batch(self, spectra: Spectra) -> tuple[Tensor, ...]:
-        flux, ivar, redshift = self.bring(spectra)
+    def _batch(self, spectra: Spectra, sent: Sent) -> tuple[Tensor, ...]:
+        flux, ivar, redshift = self._arrived(sent)
         reconstruction, latents = self.model(flux, ivar, redshift)
         judged = within_reach(self.model, ivar, redshift)
         scores = reconstruction_scores(flux, judged, reconstruction, self.away(spectra), self.settings)
@@ -88,19 +91,18 @@ class ModelScores:
         if self.density is not None:
             density, posterior = self.density.score_and_posterior(latents)
             scores = torch.cat([scores, density[:, None]], dim=1)
-        found = (scores, latents.float(), posterior, *_errors(flux, judged, reconstruction))
-        return tuple(tensor.cpu() for tensor in found)
+        return scores, latents.float(), posterior, *_errors(flux, judged, reconstruction)
 
     @torch.no_grad()
     def some(self, spectra: Spectra, names: Sequence[str]) -> Float32[np.ndarray, "n k"]:
         """Give some of the scores, with no more work than they need."""
-        scores = [torch.zeros(0, len(names))]
-        scores += [self._some(spectra[start], names).cpu() for start in self._slices(spectra)]
-        values: Float32[np.ndarray, "n k"] = torch.cat(scores).numpy()
+        scores = [torch.zeros(0, len(names), device=self._transfer.device)]
+        scores += [self._some(*batch, names) for batch in self._batches(spectra)]
+        values: Float32[np.ndarray, "n k"] = torch.cat(scores).cpu().numpy()
         return values
 
-    def _some(self, spectra: Spectra, names: Sequence[str]) -> Float32[Tensor, "n k"]:
-        flux, ivar, redshift = self.bring(spectra)
+    def _some(self, spectra: Spectra, sent: Sent, names: Sequence[str]) -> Float32[Tensor, "n k"]:
+        flux, ivar, redshift = self._arrived(sent)
         reconstruction, found = None, flux.new_zeros(len(flux), 0)
         if set(names) == {DENSITY}:
             latents = self.model.encode(flux, ivar, redshift)  # type: ignore[operator]
@@ -145,25 +147,32 @@ class ModelScores:
 
         return decode
 
-    def _slices(self, spectra: Spectra) -> list[slice]:
+    def _batches(self, spectra: Spectra) -> Iterator[tuple[Spectra, Sent]]:
+        """Give the spectra by batches, on their way to the device; to a GPU one batch ahead of its computation."""
         size = self.settings.batch
-        return [slice(start, start + size) for start in range(0, len(spectra), size)]
+        batches = [spectra[start : start + size] for start in range(0, len(spectra), size)]
+        sent = read_ahead(self._send, batches) if self._transfer.pinned else map(self._send, batches)
+        return zip(batches, sent, strict=True)
 
     def bring(self, spectra: Spectra) -> tuple[Tensor, Tensor, Tensor | None]:
         """Give flux (0 where masked), ivar and redshift as the model takes them."""
-        flux, ivar = (_tensor(values).to(self._device) for values in (spectra.flux, spectra.ivar))
-        redshift = None
-        if spectra.redshift is not None:
-            redshift = torch.from_numpy(spectra.redshift).float().to(self._device)
+        return self._arrived(self._send(spectra))
+
+    def _send(self, spectra: Spectra) -> Sent:
+        redshift = () if spectra.redshift is None else (torch.from_numpy(spectra.redshift).float(),)
+        return self._transfer.send((_tensor(spectra.flux), _tensor(spectra.ivar), *redshift))
+
+    def _arrived(self, sent: Sent) -> tuple[Tensor, Tensor, Tensor | None]:
+        flux, ivar, *redshift = self._transfer.receive(sent)
         # NaN times zero is NaN: a masked pixel may hold anything, so its flux is removed before any arithmetic.
-        return torch.where(ivar > 0, flux, 0.0), ivar, redshift
+        return torch.where(ivar > 0, flux, 0.0), ivar, redshift[0] if redshift else None
 
     def away(self, spectra: Spectra) -> Tensor:
         """Mark the pixels away from the filtered lines; one row where they are the same for all."""
         if spectra.redshift is None:
             return self._rest_away
         near = near_lines(spectra.grid, self.settings.filter_velocity, spectra.redshift)
-        return torch.from_numpy(~near).to(self._device)
+        return self._transfer.receive(self._transfer.send((torch.from_numpy(~near),)))[0]
 
 
 def _tensor(values: Float32[np.ndarray, "n pixels"]) -> Float32[Tensor, "n pixels"]:

@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -200,20 +201,20 @@ def _train_epoch(driven: Steps, objective: nn.Module, known: FitState, steps: in
     epoch, rate = len(known.epochs), 0.0
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     begun, waited = time.perf_counter(), 0.0
-    batches = iter(driven.batches(epoch))
-    for step in range(steps):
-        asked = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - asked
-        rate = learning_rate(settings, epoch * steps + step, steps * settings.epochs, known.epochs)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
-        own = driven.backward(batch, Progress(epoch, settings.epochs), sixteen=settings.precision == "bfloat16")
-        if settings.clip is not None:
-            nn.utils.clip_grad_norm_(objective.parameters(), settings.clip)
-        optimizer.step()
-        sums = sums + own
+    with closing(driven.batches(epoch)) as batches:
+        for step in range(steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            rate = learning_rate(settings, epoch * steps + step, steps * settings.epochs, known.epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            own = driven.backward(batch, Progress(epoch, settings.epochs), sixteen=settings.precision == "bfloat16")
+            if settings.clip is not None:
+                nn.utils.clip_grad_norm_(objective.parameters(), settings.clip)
+            optimizer.step()
+            sums = sums + own
     sums = driven.add_up(sums)
     loss = float(sums[0] / sums[1].clamp_min(1))
     return {"train_loss": loss, "learning_rate": rate, "waiting": waited / (time.perf_counter() - begun)}

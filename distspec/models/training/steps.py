@@ -4,7 +4,7 @@ With shares, the global batch is cut into a fixed number of parts, each with a f
 weights are then the same in every bit for any number of workers, and a fit may go on with fewer or more of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,7 +42,7 @@ class Steps(Protocol):
     def begin(self, seed: int, epoch: int) -> None:
         """Settle what is random in an epoch."""
 
-    def batches(self, epoch: int) -> Iterator[tuple[tuple[Tensor, ...], ...]]:
+    def batches(self, epoch: int) -> Generator[tuple[tuple[Tensor, ...], ...], None, None]:
         """Give, for each step, the batch of each share of this worker."""
 
     def backward(self, batches: tuple[tuple[Tensor, ...], ...], progress: Progress, *, sixteen: bool) -> Tensor:
@@ -85,7 +85,7 @@ class _Averaged:
         torch.manual_seed((seed * 1_000_003 + epoch) * 1_009 + self.rank)
         self._driven.train()
 
-    def batches(self, epoch: int) -> Iterator[tuple[tuple[Tensor, ...], ...]]:
+    def batches(self, epoch: int) -> Generator[tuple[tuple[Tensor, ...], ...], None, None]:
         """Give this worker's batches."""
         for batch in self._feed.batches(epoch):
             yield (batch,)
@@ -157,7 +157,7 @@ class _Added:
         self._drawn, self._step = (seed, epoch), 0
         self._objective.train()
 
-    def batches(self, epoch: int) -> Iterator[tuple[tuple[Tensor, ...], ...]]:
+    def batches(self, epoch: int) -> Generator[tuple[tuple[Tensor, ...], ...], None, None]:
         """Give the batches of this worker's shares."""
         yield from zip(*(feed.batches(epoch) for feed in self._feeds), strict=True)
 

@@ -2,7 +2,8 @@
 summary of it, which adds up across shards.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,9 @@ from distspec.config import Score
 from distspec.detectors.neural.scores import ModelScores
 from distspec.errors import ShardError
 from distspec.models.checkpoint import Checkpoint
+from distspec.spectra import Spectra
 from distspec.statistics.summaries import Histogram, TopK
-from distspec.store import SpectraStore
+from distspec.store import SpectraStore, read_ahead
 
 __all__ = ["ScoreSummary", "summarize"]
 
@@ -76,31 +78,46 @@ class Scorer:
 
     def without(self, shard: int, lost: Sequence[int], why: str) -> ScoreSummary:
         """Score a shard without some rows; these have no scores, and the layer keeps why."""
-        spectra = self._store.read(shard)
         start, stop = self._layer.bounds(shard)
-        usable = (self._store.status(start, stop) == 0) & ~np.isin(spectra.rows, lost)
-        chosen = spectra if usable.all() else spectra[usable]
+        rows = np.arange(start, stop)
+        usable = (self._store.status(start, stop) == 0) & ~np.isin(rows, lost)
         names = self._scores.names
-        values = np.full((len(spectra), len(names)), np.nan, np.float32)
+        values = np.full((len(rows), len(names)), np.nan, np.float32)
         told = {
-            name: np.full((len(spectra), *shape), np.nan, np.float32)
+            name: np.full((len(rows), *shape), np.nan, np.float32)
             for name, (_, shape) in self._layer.fields.items()
             if name not in names
         }
-        if len(chosen):
-            scored = self._scores(chosen)
-            values[usable] = scored.scores
+        for chosen in self._read(rows, usable):
+            scored, places = self._scores(chosen), chosen.rows - start
+            values[places] = scored.scores
             for name in told:
-                told[name][usable] = getattr(scored, name)
-            odd = usable & ~np.isfinite(values).all(axis=1)
-            if odd.any():
-                error = ShardError(
-                    f"row {spectra.rows[odd][0]} (and {int(odd.sum()) - 1} more of rows {start}-{stop}) has no finite "
-                    "score although it is not set aside; look at its flux, or cut it by the recipe"
-                )
-                error.rows = (start, stop)
-                raise error
+                told[name][places] = getattr(scored, name)
+        odd = usable & ~np.isfinite(values).all(axis=1)
+        if odd.any():
+            error = ShardError(
+                f"row {rows[odd][0]} (and {int(odd.sum()) - 1} more of rows {start}-{stop}) has no finite "
+                "score although it is not set aside; look at its flux, or cut it by the recipe"
+            )
+            error.rows = (start, stop)
+            raise error
         columns = {name: np.ascontiguousarray(values[:, index]) for index, name in enumerate(names)}
         self._layer.give_up(shard, lost, why)
         self._layer.write(shard, told | columns)
-        return summarize(spectra.rows, columns, usable, self._top)
+        return summarize(rows, columns, usable, self._top)
+
+    def _read(self, rows: Int64[np.ndarray, "n"], usable: Bool[np.ndarray, "n"]) -> Iterator[Spectra]:
+        """Give the usable spectra of a shard in two parts; the second is read while the first is scored."""
+        places = np.flatnonzero(usable)
+        # The first is whole batches, so that batches are those of the shard.
+        batch = self._scores.settings.batch
+        whole = len(places) // batch // 2 * batch
+        middle = int(places[whole]) if whole else len(rows)
+
+        def read(part: slice) -> Spectra:
+            spectra, good = self._store.between(int(rows[part][0]), int(rows[part][-1]) + 1), usable[part]
+            return spectra if good.all() else spectra[good]
+
+        parts = [part for part in (slice(0, middle), slice(middle, len(rows))) if usable[part].any()]
+        with closing(read_ahead(read, parts)) as found:
+            yield from found

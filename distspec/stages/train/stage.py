@@ -31,11 +31,11 @@ the catalogue's classes, which are corrected once by what is likeliest; without 
 latents into groups.
 
 `train.workers` spreads all of it over processes or GPUs; `precision = "bfloat16"` multiplies in 16 bits where that is
-safe. Spectra that fit in `train.cache_gb` are held in memory or on the GPU, others are streamed and mixed, in the
-same order. A training that is killed, or loses a worker, goes on and ends with the same weights; a loss that is not
-finite ends it, and nothing is registered. With `workers = { min = 1, max = 4 }` it goes on with as many workers as are
-left when a node is lost, and the weights are the same for any number of them; with a fixed number it waits, and says
-so, until there is room again.
+safe. A worker whose part of the spectra fits in `train.cache_gb` holds it in memory or on the GPU; else it is streamed
+and mixed, in the same order, by `train.readers` threads that read ahead. A training that is killed, or loses a worker,
+goes on and ends with the same weights; a loss that is not finite ends it, and nothing is registered. With
+`workers = { min = 1, max = 4 }` it goes on with as many workers as are left when a node is lost, and the weights are
+the same for any number of them; with a fixed number it waits, and says so, until there is room again.
 
 The checkpoint lies in `models/<digest>` of the output. The model goes to MLflow with its signature, tags that name
 the store, and the aliases `newest` and `best`. Settings that were trained already are not trained again; another

@@ -75,8 +75,8 @@ def train_loop(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), max(context.get_world_size(), 1)
     device = ray.train.torch.get_device()
     shares = Shares(settings.shares, rank, world) if settings.shares else None
-    parts, count = ([rank], world) if shares is None else (shares.mine, shares.count)
-    feeds = tuple(Feed(job.store, settings, job.seed, part, count, device) for part in parts)
+    parts, count = (range(rank, rank + 1), world) if shares is None else (shares.mine, shares.count)
+    feeds = tuple(Feed(job.store, settings, job.seed, part, count, device, feeds=len(parts)) for part in parts)
     feed = feeds[0]
     group: Group | Shares = shares or (Together() if world > 1 else Alone())
     phases: dict[str, list[Epoch]] = {}

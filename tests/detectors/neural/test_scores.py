@@ -56,3 +56,21 @@ def test_pixels_beyond_the_reach_of_a_rest_frame_model_are_not_judged(rng: np.ra
     assert judged.sum(axis=1)[3] < 0.8 * judged.sum(axis=1)[0]
     np.testing.assert_allclose(scores.some(spectra, ("chi2",))[:, 0], expected, rtol=1e-4)
     np.testing.assert_allclose(scores(spectra).scores[:, scores.names.index("chi2")], expected, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("redshifted", [False, True])
+def test_scores_on_a_gpu_are_those_of_the_processor(rng: np.random.Generator, device: str, redshifted: bool) -> None:
+    torch.manual_seed(1)
+    settings = Redshifted(hidden=(16,), latents=3) if redshifted else Dense(hidden=(16,), latents=3)
+    plain = make_spectra(rng, GRID, 50)
+    spectra = Spectra(plain.rows, plain.flux, plain.ivar, GRID, np.linspace(0, 0.3, 50) if redshifted else None)
+    here, there = (
+        ModelScores(Checkpoint(models.build(settings, GRID).eval(), settings, GRID, "recipe"), Score(batch=7), place)
+        for place in ("cpu", device)
+    )
+    there.model.load_state_dict(here.model.state_dict())
+    for one, two in zip(here(spectra), there(spectra), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(here.some(spectra, ("mse",)), there.some(spectra, ("mse",)), rtol=1e-3)
+    assert there.some(spectra[:0], ("mse",)).shape == (0, 1)

@@ -1,4 +1,5 @@
 import csv
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from distspec.config import Experiment
 from distspec.detectors.neural.reconstruction import SCORES
 from distspec.detectors.neural.scores import ModelScores
-from distspec.errors import CheckpointError, ShardError
+from distspec.errors import CheckpointError, ShardError, StoreError
 from distspec.models.checkpoint import Checkpoint
 from distspec.pipeline import Products
 from distspec.runtime.tracking import tracking_uri
@@ -117,6 +118,51 @@ def test_a_score_that_is_not_finite_is_an_error_that_names_the_row(
         scorer(1)
     assert caught.value.rows == (16, 32)
     assert layer.pending() == [1, 2]
+
+
+def scorer_of(store: SpectraStore, checkpoint: Checkpoint, experiment: Experiment, batch: int) -> Scorer:
+    store.create_layer("score-x", {"latents": ("f4", (4,))} | dict.fromkeys(SCORES, ("f4", ())))
+    settings = experiment.score.model_copy(update={"batch": batch})
+    return Scorer(store.path, checkpoint.folder, "score-x", settings, "cpu")
+
+
+@pytest.mark.parametrize(("batch", "reads"), [(1, 2), (3, 2), (8, 1), (64, 1)])
+def test_a_shard_read_in_two_parts_has_the_bits_of_one_read_whole(
+    store: SpectraStore,
+    checkpoint: Checkpoint,
+    experiment: Experiment,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    reads: int,
+) -> None:
+    scorer, read = scorer_of(store, checkpoint, experiment, batch), []
+    between = scorer._store.between
+    monkeypatch.setattr(
+        scorer._store, "between", lambda start, stop: read.append((start, stop)) or between(start, stop)
+    )
+    assert scorer(0).set_aside == 1
+    assert len(read) == reads and read[0][0] == 0 and read[-1][1] == 16
+    usable = np.flatnonzero(store.status(0, 16) == 0)
+    whole = ModelScores(checkpoint, scorer._scores.settings)(store.read(0)[usable])
+    layer = store.layer("score-x")
+    for index, name in enumerate(SCORES):
+        found = layer.read(name, 0, 16)
+        assert found[usable].tobytes() == np.ascontiguousarray(whole.scores[:, index]).tobytes()
+        assert np.isnan(found[3])
+    assert layer.read("latents", 0, 16)[usable].tobytes() == whole.latents.tobytes()
+
+
+def test_damage_that_a_reader_meets_is_told_and_leaves_no_thread(
+    store: SpectraStore, checkpoint: Checkpoint, experiment: Experiment
+) -> None:
+    scorer = scorer_of(store, checkpoint, experiment, 1)
+    chunk = Path(store.path) / "base" / "flux" / "c" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-3])
+    with pytest.raises(StoreError, match="is damaged"):
+        scorer(0)
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith(("distspec-ahead", "distspec-reader"))
+    ]
 
 
 def test_the_table_is_ranked_and_keeps_ids_exact(done: tuple[Experiment, Products]) -> None:
