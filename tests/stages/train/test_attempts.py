@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from distspec.config import Experiment, Needs, Train
+from distspec.errors import ShardError
 from distspec.pipeline import run
 from distspec.results.layout import model_folder
 from distspec.stages.train import attempts
@@ -43,17 +44,18 @@ logging.getLogger("ray.train").setLevel(logging.CRITICAL)
 store = SpectraStore.open({store!r})
 state = Path(experiment.output) / "training" / model_folder(experiment, store.digest).name / "first"
 
-def disturb():
-    while len(newest_epochs(state)) < 2:
-        time.sleep(0.02)
-    cluster.remove_node(nodes[1], allow_graceful=False)
-    if {later}:
-        time.sleep({later})
-        cluster.add_node(num_cpus=1)
-
-threading.Thread(target=disturb, daemon=True).start()
-made = train(experiment, store)
-print(json.dumps({{"sha256": made.sha256, "nodes": sum(node["Alive"] for node in ray.nodes())}}))
+made = []
+training = threading.Thread(target=lambda: made.append(train(experiment, store)))
+training.start()
+while len(newest_epochs(state)) < 2 and training.is_alive():
+    time.sleep(0.02)
+cluster.remove_node(nodes[1], allow_graceful=False)
+if {later}:
+    # Ray wants to add nodes in the main thread.
+    time.sleep({later})
+    cluster.add_node(num_cpus=1)
+training.join()
+print(json.dumps({{"sha256": made[0].sha256, "nodes": sum(node["Alive"] for node in ray.nodes())}}))
 sys.stdout.flush()
 os._exit(0)
 """
@@ -93,6 +95,28 @@ def test_a_range_goes_on_after_a_node_is_lost_and_ends_with_the_same_weights(
     told, _ = disturbed(small(tmp_path / "out", train=change), store.path)
     assert told["nodes"] == 2  # the head, and the one that is left
     assert told["sha256"] == undisturbed.sha256
+
+
+@pytest.mark.slow
+def test_a_fixed_number_says_what_it_waits_for_and_goes_on_once_a_node_joins(
+    store: SpectraStore, tmp_path: Path
+) -> None:
+    change = MODEL | {"epochs": 8, "workers": 2}
+    undisturbed = train(small(tmp_path / "whole", train=change), store)
+    told, said = disturbed(small(tmp_path / "out", train=change), store.path, later=15.0)
+    assert told["sha256"] == undisturbed.sha256
+    assert "training waits for 2 workers, each of which takes 1 CPU and 0 GPUs; the cluster has 1 CPU" in said
+
+
+@pytest.mark.slow
+def test_an_epoch_that_never_ends_is_tried_again_and_then_given_up(
+    store: SpectraStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "TRIES", 2)
+    # No epoch ends in so short a time.
+    experiment = small(tmp_path, train=MODEL | {"workers": 1}, runtime={"workers": 2, "item_seconds": 0.001})
+    with pytest.raises(ShardError, match="2 attempts brought no epoch more, given up"):
+        train(experiment, store)
 
 
 def test_one_more_range_names_the_same_model_if_its_shares_are_the_same(tmp_path: Path) -> None:
