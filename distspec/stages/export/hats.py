@@ -1,8 +1,8 @@
 """HATS: Parquet files cut by the sky into HEALPix pixels, small where objects are dense; for LSDB and the like.
 
-Two looks at the store: the first counts positions on a fine map, from which the partitions follow; the second hands
-the rows out to the partitions, through files on disk where they are more than fit into memory. Within a partition rows
-are in the order of `_healpix_29`. Rows without a position have no place on the sky: they go to `unplaced.parquet`
+Two looks at the store, by workers: the first counts positions on a fine map, from which the partitions follow; the
+second hands the rows out to the partitions, through files on disk. Within a partition rows are in the order of
+`_healpix_29`. Rows without a position have no place on the sky: they go to `unplaced.parquet`
 beside the data, which readers of HATS do not see, so that nothing is lost.
 
 References:
@@ -24,7 +24,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int32, Int64
 
 from distspec.errors import LayoutError
+from distspec.files import replacing
+from distspec.runtime.passes import RUNS, runs_of
 from distspec.stages.export.parquet import COMPRESSION, described, flat, write_parquet
+from distspec.stages.export.workers import Reader
 from distspec.store.arrow import to_numpy
 from distspec.store.columns import COLUMN_INFO
 
@@ -44,6 +47,8 @@ _LARGEST = 1 << 29
 """Bytes of a partition, which is sorted in memory."""
 
 _ROW_GROUP = 1 << 26
+
+_HOMELESS = "unplaced"
 
 
 @dataclass(frozen=True, order=True)
@@ -100,32 +105,28 @@ def partitions(counts: Int64[np.ndarray, "pixels"], limit: int) -> list[Partitio
     return sorted(found)
 
 
-Mapper = Callable[[Any, tuple[Any, ...], Sequence[Any]], Iterable[Any]]
+Mapper = Callable[..., Iterable[Any]]
+"""Applies a class of work, its arguments and items, in any order; `label` says what is done."""
+
+Runs = tuple[int, tuple[tuple[int, int], ...]]
+"""Number of an item, and the runs of rows in it."""
 
 
-def _here(factory: Any, arguments: tuple[Any, ...], items: Sequence[Any]) -> Iterable[Any]:
+def _here(factory: Any, arguments: tuple[Any, ...], items: Sequence[Any], label: str = "") -> Iterable[Any]:
     return map(factory(*arguments), items)
 
 
 def write_hats(
-    positions: Iterable[pa.Table],
-    tables: Iterator[pa.Table],
-    schema: pa.Schema,
-    folder: Path,
-    facts: Mapping[str, str],
-    limit: int,
-    mapper: Mapper = _here,
+    reader: Reader, folder: Path, facts: Mapping[str, str], limit: int, mapper: Mapper = _here
 ) -> tuple[int, int]:
     """Write a catalogue into a new folder.
 
     Arguments:
-        positions: `ra` and `dec` of all rows.
-        tables: all rows, in the same order.
-        schema: of the tables; holds `ra` and `dec`.
-        folder: does not exist yet.
+        reader: of all rows, with `ra` and `dec`.
+        folder: does not exist yet; workers see it, too.
         facts: properties of the catalogue, among them `obs_collection`, its name.
         limit: rows in a partition; fewer where rows are so long that these would not fit into memory.
-        mapper: applies a class of work, its arguments and items, in any order.
+        mapper: applies the work.
 
     Returns:
         Number of rows placed on the sky, and of those without a position.
@@ -133,17 +134,22 @@ def write_hats(
     Raises:
         LayoutError: no row has a position.
     """
-    counts, placed = _count(positions)
+    schema = reader.catalogue().schema
+    items = list(enumerate(runs_of(list(reader.catalogue().runs()), RUNS)))
+    counts, placed = np.zeros(12 << 2 * COUNTED, np.int64), 0
+    for found, times in mapper(PositionCounter, (reader,), items, label="count"):
+        counts[found] += times
+        placed += int(times.sum())
     if not placed:
         raise LayoutError("no row of this store has a position; HATS needs ra and dec: export.format = 'parquet'")
-    tables, limit = _limited(tables, limit)
-    cells = partitions(counts, limit)
-    dataset = folder / "dataset"
-    spool = folder / ".spool"
+    cells = partitions(counts, _limited(reader, limit))
+    dataset = (folder / "dataset").resolve()
+    spool = (folder / ".spool").resolve()
     spool.mkdir(parents=True)
     full = described(pa.schema([pa.field(INDEX, pa.int64(), metadata=COLUMN_INFO[INDEX].to_dict()), *schema]), "")
-    unplaced = _hand_out(tables, cells, spool, folder)
-    written = dict(mapper(PartitionWriter, (str(spool), str(dataset), full), list(enumerate(cells))))
+    unplaced = sum(mapper(HandingOut, (reader, cells, spool), items, label="export"))
+    _write_unplaced(spool, len(items), folder / "unplaced.parquet")
+    written = dict(mapper(PartitionWriter, (spool, len(items), dataset, full), list(enumerate(cells)), label="write"))
     footers = [written[number] for number in range(len(cells))]
     shutil.rmtree(spool)
     pq.write_metadata(full, dataset / "_common_metadata")
@@ -175,91 +181,118 @@ def _properties(facts: Mapping[str, str], cells: list[Partition], sizes: Mapping
     return "#HATS catalog\n" + "".join(f"{key}={value}\n" for key, value in ({**facts} | own | {**sizes}).items())
 
 
-def _count(positions: Iterable[pa.Table]) -> tuple[Int64[np.ndarray, "pixels"], int]:
-    counts = np.zeros(12 << 2 * COUNTED, np.int64)
-    total = 0
-    for table in positions:
-        pixels, placed = pixels_of(table)
-        found, times = np.unique(pixels[placed] >> 2 * (FINEST - COUNTED), return_counts=True)
-        counts[found] += times
-        total += int(placed.sum())
-    return counts, total
+class PositionCounter:
+    """Counts the rows of some runs on a fine map of the sky; lives in a worker."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader, self._positions = reader, reader.catalogue(("ra", "dec"))
+
+    def __call__(self, item: Runs) -> tuple[Int64[np.ndarray, "m"], Int64[np.ndarray, "m"]]:
+        """Give the pixels that hold rows, and how many."""
+        parts = [np.zeros(0, np.int64)]
+        for run in item[1]:
+            pixels, placed = pixels_of(self._reader.table(self._positions, *run))
+            parts.append(pixels[placed] >> 2 * (FINEST - COUNTED))
+        found, times = np.unique(np.concatenate(parts), return_counts=True)
+        return found, times
 
 
-def _limited(tables: Iterator[pa.Table], limit: int) -> tuple[Iterator[pa.Table], int]:
+def _limited(reader: Reader, limit: int) -> int:
     """Lower the limit where rows are long, as those with spectra are."""
+    catalogue = reader.catalogue()
+    tables = (reader.table(catalogue, *run) for run in catalogue.runs())
     first = next((table for table in tables if table.num_rows), None)
     if first is None:
-        return tables, limit
-    return chain([first], tables), max(1, min(limit, _LARGEST * first.num_rows // max(first.nbytes, 1)))
+        return limit
+    return max(1, min(limit, _LARGEST * int(first.num_rows) // max(int(first.nbytes), 1)))
 
 
-def _hand_out(tables: Iterable[pa.Table], cells: list[Partition], spool: Path, folder: Path) -> int:
-    """Append all rows to the files of their partitions, and give the number of those that have none."""
-    starts = np.array([cell.first for cell in cells], np.int64)
-    held: list[pa.Table] = []
-    size = 0
+class HandingOut:
+    """Hands the rows of some runs out to their partitions, by files in a folder of their own; lives in a worker."""
 
-    def homeless() -> Iterator[pa.Table]:
-        nonlocal held, size
-        for table in tables:
-            pixels, placed = pixels_of(table)
-            if not placed.all():
-                yield table.filter(pa.array(~placed))
-            held.append(flat(table.filter(pa.array(placed))).add_column(0, INDEX, pa.array(pixels[placed])))
-            size += held[-1].nbytes
-            if size > _AT_ONCE:
-                _append(held, starts, spool)
-                held, size = [], 0
-        _append(held, starts, spool)
+    def __init__(self, reader: Reader, cells: Sequence[Partition], spool: Path) -> None:
+        self._reader, self._spool = reader, spool
+        self._starts = np.array([cell.first for cell in cells], np.int64)
 
-    rest = homeless()
-    first = next(rest, None)
-    if first is None:
-        return 0
-    # The schema names what the columns mean here too.
-    return write_parquet(chain([first], rest), first.schema, folder / "unplaced.parquet", "Rows without a position")
+    def __call__(self, item: Runs) -> int:
+        """Give the number of rows that have no position."""
+        number, runs = item
+        catalogue = self._reader.catalogue()
+        held: list[pa.Table] = []
+        homeless = 0
+        # Renamed when it is whole: what a lost worker has left is not read.
+        with replacing(self._spool / str(number)) as folder:
+            folder.mkdir()
+            for run in runs:
+                table = self._reader.table(catalogue, *run)
+                pixels, placed = pixels_of(table)
+                if not placed.all():
+                    homeless += int((~placed).sum())
+                    _append(folder / _HOMELESS, table.filter(pa.array(~placed)).combine_chunks())
+                held.append(flat(table.filter(pa.array(placed))).add_column(0, INDEX, pa.array(pixels[placed])))
+                if sum(table.nbytes for table in held) > _AT_ONCE:
+                    self._part(held, folder)
+                    held = []
+            self._part(held, folder)
+        return homeless
+
+    def _part(self, held: list[pa.Table], folder: Path) -> None:
+        """Append rows to the files of their partitions, in the order in which they come."""
+        if not held:
+            return
+        table = pa.concat_tables(held).replace_schema_metadata(None)
+        pixels, _ = to_numpy(table[INDEX])
+        cell: Int32[np.ndarray, "n"] = (np.searchsorted(self._starts, pixels, side="right") - 1).astype(np.int32)
+        order = np.argsort(cell, kind="stable")
+        table = table.take(pa.array(order))
+        edges = np.searchsorted(cell[order], np.arange(len(self._starts) + 1))
+        for number in np.flatnonzero(np.diff(edges)):
+            _append(folder / str(number), table.slice(edges[number], edges[number + 1] - edges[number]))
 
 
-def _append(held: list[pa.Table], starts: Int64[np.ndarray, "cells"], spool: Path) -> None:
-    """Append rows to the files of their partitions, in the order in which they come."""
-    if not held:
-        return
-    table = pa.concat_tables(held).replace_schema_metadata(None)
-    pixels, _ = to_numpy(table[INDEX])
-    cell: Int32[np.ndarray, "n"] = (np.searchsorted(starts, pixels, side="right") - 1).astype(np.int32)
-    order = np.argsort(cell, kind="stable")
-    table = table.take(pa.array(order))
-    edges = np.searchsorted(cell[order], np.arange(len(starts) + 1))
-    for number in np.flatnonzero(np.diff(edges)):
-        part = table.slice(edges[number], edges[number + 1] - edges[number])
-        with (spool / str(number)).open("ab") as file, pa.ipc.new_stream(file, part.schema) as stream:
-            stream.write_table(part)
+def _append(path: Path, table: pa.Table) -> None:
+    with path.open("ab") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+
+
+def _appended(spool: Path, items: int, name: str) -> Iterator[pa.Table]:
+    """Read what was handed out under a name, in the order of the rows."""
+    for number in range(items):
+        path = spool / str(number) / name
+        if not path.exists():
+            continue
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            while file.tell() < size:
+                with pa.ipc.open_stream(file) as stream:
+                    yield stream.read_all()
+
+
+def _write_unplaced(spool: Path, items: int, path: Path) -> None:
+    tables = _appended(spool, items, _HOMELESS)
+    first = next(tables, None)
+    if first is not None:
+        # The schema names what the columns mean here too.
+        write_parquet(chain([first], tables), first.schema, path, "Rows without a position")
 
 
 class PartitionWriter:
     """Writes partitions from what was handed out to them; lives in a worker."""
 
-    def __init__(self, spool: str, dataset: str, schema: pa.Schema) -> None:
-        self._spool, self._dataset, self._schema = Path(spool), Path(dataset), schema
+    def __init__(self, spool: Path, items: int, dataset: Path, schema: pa.Schema) -> None:
+        self._spool, self._items, self._dataset, self._schema = spool, items, dataset, schema
 
     def __call__(self, item: tuple[int, Partition]) -> tuple[int, pq.FileMetaData]:
         """Write a partition, by its number; give this and the footer of the file."""
         number, cell = item
-        footer = _write_partition(self._spool / str(number), self._dataset / cell.path, self._schema)
+        table = pa.concat_tables(_appended(self._spool, self._items, str(number)))
+        footer = _write_partition(table, self._dataset / cell.path, self._schema)
         footer.set_file_path(cell.path)
         return number, footer
 
 
-def _write_partition(spooled: Path, path: Path, schema: pa.Schema) -> pq.FileMetaData:
+def _write_partition(table: pa.Table, path: Path, schema: pa.Schema) -> pq.FileMetaData:
     """Sort the rows of a partition by their place on the sky and write them; gives the footer of the file."""
-    parts = []
-    with spooled.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while file.tell() < size:
-            with pa.ipc.open_stream(file) as stream:
-                parts.append(stream.read_all())
-    table = pa.concat_tables(parts)
     pixels, _ = to_numpy(table[INDEX])
     table = table.take(pa.array(np.argsort(pixels, kind="stable"))).cast(schema)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,5 +300,5 @@ def _write_partition(spooled: Path, path: Path, schema: pa.Schema) -> pq.FileMet
     rows = max(1, _ROW_GROUP * table.num_rows // max(table.nbytes, 1))
     with pq.ParquetWriter(path, schema, compression=COMPRESSION, metadata_collector=footers) as writer:
         writer.write_table(table, row_group_size=rows)
-    # Not removed here: a worker that is lost may have to do it again.
+    # What was handed out is not removed here: a worker that is lost may have to do it again.
     return footers[0]

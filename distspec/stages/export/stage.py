@@ -97,17 +97,8 @@ def export(experiment: Experiment, store: SpectraStore) -> Exported:
         return Exported(path, _write_files(experiment, store, layers, path, said), tuple(schema.names))
     with in_place(path, ADVICE) as place:
         if settings.format == "hats":
-            columns = reader.catalogue(("ra", "dec"))
             facts = {"obs_collection": experiment.name, "obs_title": said, "hats_builder": f"distspec {__version__}"}
-            placed, unplaced = write_hats(
-                reader.tables(columns),
-                reader.tables(label="export"),
-                schema,
-                place,
-                facts,
-                settings.partition_rows,
-                _mapper(experiment, store),
-            )
+            placed, unplaced = write_hats(reader, place, facts, settings.partition_rows, _mapper(experiment, store))
             if unplaced:
                 warnings.warn(
                     f"{unplaced} of {placed + unplaced} rows have no position on the sky; they are in "
@@ -129,7 +120,7 @@ def _mapper(experiment: Experiment, store: SpectraStore) -> Callable[..., Iterat
     """Give what applies work to items: in this process for a small survey, else in workers."""
     needs, here = experiment.runtime.needs("export"), store.rows <= _FEW or None
     if experiment.export.format == "hats" and isinstance(_target(experiment), BucketPath):
-        here = True  # its partitions are handed out on this machine's disk
+        here = True  # its rows are handed out on this machine's disk
     return partial(map_items, settings=experiment.runtime, label="write", needs=needs, here=here)
 
 
