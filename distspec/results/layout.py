@@ -16,6 +16,9 @@
   tuned.toml                 the settings that it found
   report.html, anomalies.csv
   mlflow.db, mlartifacts/    runs and models, unless a tracking server is set
+
+<output> is a folder, or an address in a bucket, where all but the last line is the same; there a folder is whole once
+the file that is written last is there (model.json, detector.json, state.json, ...).
 """
 
 from collections.abc import Sequence

@@ -76,7 +76,7 @@ from distspec.stages.ingest.ledger import write_ledger
 from distspec.stages.ingest.row_plan import FileRows, new_files, require_rows
 from distspec.stages.ingest.sample import check as check_sample
 from distspec.stages.ingest.section import section
-from distspec.stages.ingest.values import join_values, require_values
+from distspec.stages.ingest.values import Spread, join_values, require_values
 from distspec.stages.ingest.workers import Counter, Finisher, Ingester, counts_of
 from distspec.stages.stage import Job, Products, Section, Stage, State
 from distspec.store import Fields, Inventory, SpectraStore, StoreSpec, field_of
@@ -166,7 +166,10 @@ def ingest(experiment: Experiment) -> SpectraStore:
     check_sample(experiment.ingest.prepare)
     require_values(experiment.ingest.values)
     store = _ingest(experiment)
-    join_values(experiment.ingest.values, store)
+    by_workers = partial(
+        map_items, settings=experiment.runtime, label="join", needs=experiment.runtime.needs("ingest"), here=False
+    )
+    join_values(experiment.ingest.values, store, Spread(by_workers, output_of(experiment)))
     return store
 
 

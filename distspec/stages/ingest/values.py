@@ -9,10 +9,11 @@ joined where it has grown.
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -21,18 +22,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int64, Shaped
 
+from distspec.addresses import Place
 from distspec.config import Values, digest
 from distspec.errors import ConfigError, DistspecWarning, SourceError
+from distspec.files import in_place, remove
 from distspec.sources.files.tables import read_table, require_table
 from distspec.store import Fields, Layer, SpectraStore, field_of
 from distspec.store.arrow import facts_of, to_numpy
 from distspec.store.table import MISSING, RESERVED, VALUES, open_layers
 
-__all__ = ["join_values", "require_values"]
+__all__ = ["ShardJoiner", "Spread", "join_values", "require_values"]
 
 _INT64 = (-(1 << 63), (1 << 63) - 1)
 
 _SHOWN = 3
+
+_FEW = 16
+"""Shards that are joined in less time than workers take to start."""
 
 
 def require_values(settings: tuple[Values, ...]) -> None:
@@ -45,14 +51,15 @@ def require_values(settings: tuple[Values, ...]) -> None:
         require_table(table.path)
 
 
-def join_values(settings: tuple[Values, ...], store: SpectraStore) -> None:
+def join_values(settings: tuple[Values, ...], store: SpectraStore, spread: "Spread | None" = None) -> None:
     """Join tables to a store whose shards are all written; what is joined already is not joined again.
 
-    A table is held in memory, in the columns that are taken.
+    A table is held in memory, in the columns that are taken, by this process; workers map a file that it writes.
 
     Arguments:
         settings: the tables.
         store: open for writing.
+        spread: how many shards are joined by workers; None joins all in this process.
 
     Raises:
         SourceError: a table cannot be read, repeats an id, or shares none with the store.
@@ -65,7 +72,7 @@ def join_values(settings: tuple[Values, ...], store: SpectraStore) -> None:
             continue
         there = open_layers(store, name)
         if not there or there[0].parts != store.base.parts or there[0].pending():
-            _join(table, store, name, facts)
+            _join(table, store, name, facts, spread)
 
 
 def _identity(table: Values) -> tuple[str | None, dict[str, Any]]:
@@ -89,36 +96,97 @@ def _use_as_is(table: Values, store: SpectraStore, facts: dict[str, Any]) -> Non
     )
 
 
+class Spread(NamedTuple):
+    """How workers join.
+
+    Arguments:
+        each: applies a class of work, its arguments and items.
+        scratch: folder that all workers see.
+    """
+
+    each: Callable[[Any, tuple[Any, ...], Sequence[int]], Iterable[Any]]
+    scratch: Place
+
+
 @dataclass(frozen=True)
 class _Joined:
     """A table ready to be looked up.
 
     Arguments:
-        index: its ids, as the store writes ids; each once.
-        columns: by field of the layer.
-        fields: of the layer, companions included.
+        keys: its ids, as the store writes ids, sorted; each once.
+        columns: by field of the layer, in the same order.
     """
 
-    index: pd.Index
+    keys: Shaped[np.ndarray, "m"]
     columns: pa.Table
-    fields: Fields
+
+    @cached_property
+    def _index(self) -> pd.Index:
+        return pd.Index(self.keys, dtype=object)
+
+    def places(self, ids: Shaped[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+        """Give the row of the table for each id of the store, -1 where there is none."""
+        if not len(self.keys):
+            return np.full(len(ids), -1, np.int64)
+        if self.keys.dtype.kind == "O":
+            texts = pd.Index(np.char.strip(ids).astype(object), dtype=object)
+            return np.asarray(self._index.get_indexer(texts), np.int64)
+        found = np.minimum(np.searchsorted(self.keys, ids), len(self.keys) - 1)
+        return np.where(self.keys[found] == ids, found, -1)
+
+    def write(self, path: Place) -> None:
+        """Write it for workers to map; the ids come first."""
+        ids = pa.array(self.keys, pa.string() if self.keys.dtype.kind == "O" else pa.int64())
+        table = pa.Table.from_arrays(
+            [ids, *self.columns.columns], schema=pa.schema([pa.field("", ids.type), *self.columns.schema])
+        )
+        with in_place(path) as partial, pa.ipc.new_file(str(partial), table.schema) as file:
+            file.write_table(table)
+
+    @classmethod
+    def read(cls, path: Place) -> "_Joined":
+        """Map what `write` wrote; from a bucket it is taken into memory."""
+        source = pa.memory_map(str(path)) if isinstance(path, Path) else pa.BufferReader(path.read_bytes())
+        table = pa.ipc.open_file(source).read_all().combine_chunks()
+        ids = table.column(0)
+        keys = np.array(ids.to_pylist(), dtype=object) if pa.types.is_string(ids.type) else ids.to_numpy()
+        return cls(keys, table.remove_column(0))
 
 
-def _join(table: Values, store: SpectraStore, name: str, facts: dict[str, Any]) -> None:
+class ShardJoiner:
+    """Joins one shard after the other; lives in a worker."""
+
+    def __init__(self, store: str, layer: str, table: Place) -> None:
+        self._store = SpectraStore.open(store, write=True)
+        self._layer, self._joined = self._store.layer(layer), _Joined.read(table)
+
+    def __call__(self, shard: int) -> None:
+        self._layer.write(shard, _of_shard(self._joined, self._store, self._layer, shard))
+
+
+def _join(table: Values, store: SpectraStore, name: str, facts: dict[str, Any], spread: Spread | None) -> None:
     text = store.base.fields["columns/id"][0] == "string"
     ids, columns = read_table(table.path, table.id, table.columns)
     keys, kept = _keys(ids, text, f"{table.path}: {table.id}")
-    index = pd.Index(keys, dtype=object if text else np.int64)
-    _require_unique(index, table)
+    _require_unique(pd.Index(keys, dtype=object if text else np.int64), table)
     described = _described(columns, table, store)
-    columns = columns.take(pa.array(kept)).rename_columns(list(described)).combine_chunks()
-    joined = _Joined(index, columns, _fields(columns, table))
+    order = np.argsort(keys, kind="stable")
+    columns = columns.take(pa.array(kept[order])).rename_columns(list(described)).combine_chunks()
+    joined, fields = _Joined(keys[order], columns), _fields(columns, table)
     if not open_layers(store, name):
         _require_match(joined, store, table)
     described |= {"matched": {"name": f"{table.prefix}matched"}}
-    layer = store.create_layer(name, joined.fields, facts | {"path": table.path, "columns": described})
-    for shard in layer.pending():
-        layer.write(shard, _of_shard(joined, store, layer, shard))
+    layer = store.create_layer(name, fields, facts | {"path": table.path, "columns": described})
+    pending = layer.pending()
+    if spread is None or len(pending) <= _FEW:
+        for shard in pending:
+            layer.write(shard, _of_shard(joined, store, layer, shard))
+        return
+    path = spread.scratch / f"{name}.arrow"
+    joined.write(path)
+    for _ in spread.each(ShardJoiner, (store.address, name, path), pending):
+        pass
+    remove(path)
 
 
 def _keys(ids: pa.ChunkedArray, text: bool, place: str) -> tuple[Shaped[np.ndarray, "m"], Int64[np.ndarray, "m"]]:
@@ -161,20 +229,13 @@ def _require_match(joined: _Joined, store: SpectraStore, table: Values) -> None:
     ids: Shaped[np.ndarray, "n"] = np.zeros(0, np.int64)
     for shard in range(store.shards):
         (ids,) = store.base.read_shard(shard, "columns/id")
-        if (_places(joined, ids) >= 0).any():
+        if (joined.places(ids) >= 0).any():
             return
-    theirs, ours = (", ".join(str(value) for value in values[:_SHOWN]) for values in (joined.index, ids))
+    theirs, ours = (", ".join(str(value) for value in values[:_SHOWN]) for values in (joined.keys, ids))
     raise SourceError(
         f"{table.path}: no id of {table.id} ({theirs or 'none'}) is in the store ({ours}); "
         "expected the ids of the survey: see ingest.values.id"
     )
-
-
-def _places(joined: _Joined, ids: Shaped[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
-    """Give the row of the table for each id of the store, -1 where there is none."""
-    if ids.dtype.kind == "U":
-        ids = np.char.strip(ids).astype(object)
-    return np.asarray(joined.index.get_indexer(pd.Index(ids, dtype=joined.index.dtype)), np.int64)
 
 
 def _described(columns: pa.Table, table: Values, store: SpectraStore) -> dict[str, dict[str, str]]:
@@ -213,13 +274,13 @@ def _fields(columns: pa.Table, table: Values) -> Fields:
 
 def _of_shard(joined: _Joined, store: SpectraStore, layer: Layer, shard: int) -> dict[str, Shaped[np.ndarray, "n ..."]]:
     ids = store.base.read("columns/id", *layer.bounds(shard))
-    places = _places(joined, ids)
+    places = joined.places(ids)
     matched = places >= 0
     taken = joined.columns.take(pa.array(places, mask=~matched))
     found: dict[str, Shaped[np.ndarray, "n ..."]] = {"matched": matched.astype(np.uint8)}
     for name, values, missing in _arrays(taken):
         found[name] = values
-        if MISSING + name in joined.fields:
+        if MISSING + name in layer.fields:
             found[MISSING + name] = (missing & matched).astype(np.uint8)
     return found
 

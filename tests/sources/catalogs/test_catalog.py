@@ -3,6 +3,7 @@
 import gzip
 import os
 import pickle
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distspec.addresses import address_of
 from distspec.config import Condition, Wanted
 from distspec.errors import ConfigError, SourceError
 from distspec.sources.catalogs import rows as catalog_rows
@@ -284,6 +286,26 @@ def test_two_at_once(tmp_path: Path, table: dict[str, Any]) -> None:
     assert len({catalog.folder for catalog in made}) == 1
     assert len(list((tmp_path / "catalogs").iterdir())) == 1
     assert len(made[0]) == ROWS
+
+
+def test_what_is_distilled_lies_in_a_bucket_and_each_machine_takes_a_copy(
+    bucket: str, tmp_path: Path, table: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "cat.fits", table)
+    place = address_of(f"{bucket}/{tmp_path.name}")
+    found = []
+    for machine in ("one", "other"):
+        (tmp_path / machine).mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / machine))
+        catalog = Catalog.build(str(path), ("targetid",), ("z",), Wanted(), place)
+        assert tmp_path / machine in catalog.folder.parents
+        found.append(catalog)
+        # The second one finds it made.
+        monkeypatch.setattr("distspec.sources.catalogs.catalog._distil", None)
+    one, other = found
+    np.testing.assert_array_equal(one.key("targetid"), other.key("targetid"))
+    (kept,) = (place / "catalogs").iterdir()
+    assert sorted(file.name for file in kept.iterdir()) == sorted(file.name for file in one.folder.iterdir())
 
 
 def test_a_catalog_in_a_bucket(tmp_path: Path, table: dict[str, Any]) -> None:

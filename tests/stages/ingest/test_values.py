@@ -1,9 +1,11 @@
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,9 +15,11 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table
 
+from distspec.addresses import address_of
 from distspec.config import Values
 from distspec.errors import ConfigError, DistspecWarning, SourceError
-from distspec.stages.ingest.values import join_values, require_values
+from distspec.stages.ingest import values
+from distspec.stages.ingest.values import Spread, join_values, require_values
 from distspec.store import SpectraStore
 from distspec.store.table import table_layers
 from tests.conftest import make_spectra
@@ -102,6 +106,34 @@ def test_every_format_is_joined_exactly(store: SpectraStore, tmp_path: Path, suf
     assert table["vac_BIG"].dtype == np.int64
     assert table["vac_BIG"].mask.tolist() == [place is None or place % 4 == 1 for place in places]
     assert table["vac_SMALL"].dtype.kind == "i"
+
+
+@pytest.mark.parametrize("form", ["text", "integers"])
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_workers_join_what_this_process_joins(
+    bucket: str, tmp_path: Path, form: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "out" if place == "folder" else address_of(f"{bucket}/{tmp_path.name}")
+    one, other = (make_catalogue(tmp_path / f"{name}.zarr", text=form == "text") for name in ("one", "other"))
+    table = (Values(path=write(value_table(one.column("id")), tmp_path / "v.parquet"), id="TARGETID"),)
+    join_values(table, one)
+    monkeypatch.setattr(values, "_FEW", 1)
+    seen = []
+
+    def each(factory: Any, arguments: tuple[Any, ...], items: Any) -> Iterator[Any]:
+        # As they travel to workers.
+        work = factory(*cloudpickle.loads(cloudpickle.dumps(arguments)))
+        for item in items:
+            seen.append(item)
+            yield work(item)
+
+    join_values(table, other, Spread(each, scratch))
+    assert seen == list(range(other.shards))
+    assert other.shards > 1
+    (name,) = one.layers()
+    for field in one.layer(name).fields:
+        np.testing.assert_array_equal(one.layer(name).read(field), other.layer(name).read(field))
+    assert not list(scratch.iterdir())
 
 
 @pytest.mark.parametrize("form", ["text", "integers"])
