@@ -210,13 +210,19 @@ def workers_of(settings: Runtime, items: int, needs: Needs = Needs()) -> int:
     return workers
 
 
-def require_resources(setting: str, needs: Needs) -> None:
+def require_resources(setting: str, needs: Needs, *, may_grow: bool = False) -> None:
     """Refuse what the cluster can never give, since Ray itself would wait for it without a word; make room for it.
+
+    Arguments:
+        setting: that asks for it.
+        needs: what is asked for.
+        may_grow: refuse it on this machine alone, where no node will join; who asks waits for it, and says so.
 
     Raises:
         ConfigError: there are fewer processors or GPUs, or less memory, in the whole cluster.
     """
-    _require(setting, needs)
+    if _ours or not may_grow:
+        _require(setting, needs)
     release()
 
 

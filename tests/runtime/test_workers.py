@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from distspec.config import Needs, Runtime, Span
+from distspec.config import Experiment, Needs, Runtime, Span
 from distspec.errors import ConfigError, DistspecWarning, ShardError
 from distspec.runtime import workers
 from distspec.runtime.cluster import cluster_has, require_resources, workers_of
@@ -60,11 +60,14 @@ class Dies:
         return item
 
 
-class Folder:
-    """Work that tells where relative paths begin."""
+class Given:
+    """Tells which file it was given."""
 
-    def __call__(self, item: int) -> str:
-        return os.getcwd()
+    def __init__(self, path: Path, settings: Experiment) -> None:
+        self._told = str(path), settings.output
+
+    def __call__(self, item: int) -> tuple[str, str]:
+        return self._told
 
 
 def test_every_item_is_done_once_in_workers_as_it_is_here(ray_session: None) -> None:
@@ -193,12 +196,14 @@ def test_a_killed_worker_costs_nothing_but_time(ray_session: None, tmp_path: Pat
     assert results == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
-def test_a_worker_works_in_the_folder_of_the_driver(
+def test_a_relative_path_means_the_folder_of_the_driver(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert set(map_items(Folder, (), [1, 2], TWO)) == {str(tmp_path)}
+    arguments = (Path("table.csv"), Experiment(output="out"))
+    expected = {(str(tmp_path / "table.csv"), str(tmp_path / "out"))}
+    assert set(map_items(Given, arguments, [1, 2], TWO)) == expected
+    assert set(map_items(Given, arguments, [1], TWO, here=True)) == expected
 
 
 def test_workers_get_the_named_variables_of_this_process_for_one_job(

@@ -45,14 +45,14 @@ def train_in_attempts(job: TrainingJob, runtime: Runtime, state: Place) -> None:
         state: folder of the states.
 
     Raises:
-        ConfigError: the cluster has never had room for so many workers.
+        ConfigError: this machine has no room for so many workers.
         DistspecError: what a worker raised itself.
         ShardError: one attempt after the other fails without an epoch more.
     """
     settings, each = job.settings, runtime.needs("train")
     each = Needs(each.cpus, float(settings.gpu), each.memory_gb)
     if settings.workers:
-        require_resources("train.workers", each.times(settings.fewest))
+        require_resources("train.workers", each.times(settings.fewest), may_grow=True)
     failures, done = 0, _done(state, settings)
     while True:
         workers = _room(settings, each) if settings.workers else 0

@@ -44,15 +44,25 @@ logging.getLogger("ray.train").setLevel(logging.CRITICAL)
 store = SpectraStore.open({store!r})
 state = Path(experiment.output) / "training" / model_folder(experiment, store.digest).name / "first"
 
+class Heard:
+    def write(self, text):
+        said.append(text)
+        return sys.__stderr__.write(text)
+
+    def flush(self):
+        sys.__stderr__.flush()
+
+said, sys.stderr = [], Heard()
 made = []
 training = threading.Thread(target=lambda: made.append(train(experiment, store)))
 training.start()
 while len(newest_epochs(state)) < 2 and training.is_alive():
     time.sleep(0.02)
 cluster.remove_node(nodes[1], allow_graceful=False)
-if {later}:
-    # Ray wants to add nodes in the main thread.
-    time.sleep({later})
+if {again}:
+    # In the main thread: Ray wants to add nodes there.
+    while training.is_alive() and "training waits" not in "".join(said):
+        time.sleep(0.2)
     cluster.add_node(num_cpus=1)
 training.join()
 print(json.dumps({{"sha256": made[0].sha256, "nodes": sum(node["Alive"] for node in ray.nodes())}}))
@@ -68,9 +78,11 @@ def store(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Spectr
     return run(small(tmp_path_factory.mktemp("store")), "ingest").store
 
 
-def disturbed(experiment: Experiment, store: str, later: float = 0.0) -> tuple[dict[str, Any], str]:
-    """Train on two nodes, one of which is lost after two epochs; give what is told, and stderr."""
-    return told_by(SETTING.format(experiment=experiment.model_dump_json(), store=store, later=later))
+def disturbed(experiment: Experiment, store: str, *, again: bool = False) -> tuple[dict[str, Any], str]:
+    """Train on two nodes, one of which is lost after two epochs, and joined again if asked for; give what is told, and
+    stderr.
+    """
+    return told_by(SETTING.format(experiment=experiment.model_dump_json(), store=store, again=again))
 
 
 @pytest.mark.slow
@@ -103,7 +115,7 @@ def test_a_fixed_number_says_what_it_waits_for_and_goes_on_once_a_node_joins(
 ) -> None:
     change = MODEL | {"epochs": 8, "workers": 2}
     undisturbed = train(small(tmp_path / "whole", train=change), store)
-    told, said = disturbed(small(tmp_path / "out", train=change), store.path, later=15.0)
+    told, said = disturbed(small(tmp_path / "out", train=change), store.path, again=True)
     assert told["sha256"] == undisturbed.sha256
     assert "training waits for 2 workers, each of which takes 1 CPU and 0 GPUs; the cluster has 1 CPU" in said
 
