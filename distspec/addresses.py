@@ -10,9 +10,11 @@ import errno
 import fnmatch
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, NamedTuple
@@ -51,9 +53,11 @@ class BucketPath:
 
     Arguments:
         address: URL without a slash at its end.
+        seconds: after which what failed is not tried again; None leaves that to the library (minutes).
     """
 
     address: str
+    seconds: float | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return self.address
@@ -247,7 +251,7 @@ class BucketPath:
     @property
     def _store(self) -> Any:
         known = tuple((name, value) for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS))
-        return _bucket(self.address.removesuffix(self._key).rstrip("/"), known)
+        return _bucket(self.address.removesuffix(self._key).rstrip("/"), known, self.seconds)
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -263,11 +267,13 @@ class BucketPath:
 
 
 @lru_cache(maxsize=8)
-def _bucket(root: str, settings: tuple[tuple[str, str], ...]) -> Any:
+def _bucket(root: str, settings: tuple[tuple[str, str], ...], seconds: float | None) -> Any:
     """Open a bucket, once for the same settings of the environment: each has connections of its own."""
     from obstore.store import from_url
 
-    return from_url(root)
+    if seconds is None:
+        return from_url(root)
+    return from_url(root, retry_config={"retry_timeout": timedelta(seconds=seconds)})
 
 
 Place = Path | BucketPath
@@ -278,15 +284,19 @@ def address_of(text: str | Path | BucketPath) -> Place:
     """Give the place that a setting names.
 
     Raises:
-        ConfigError: it is a URL that is no bucket's.
+        ConfigError: it is a URL that is no bucket's, or names no place in one.
     """
     if isinstance(text, Path | BucketPath):
         return text
     if in_bucket(text):
         scheme, _, rest = text.partition("://")
-        return BucketPath(f"{scheme}://{'/'.join(part for part in rest.split('/') if part)}")
+        parts = [part for part in rest.split("/") if part]
+        if not parts or any(odd in text for odd in "#?%"):
+            # In URLs these have a meaning of their own, by which other names would be meant than are written.
+            raise ConfigError(f"{text} is no address in a bucket; expected such as s3://bucket/run, without # ? %")
+        return BucketPath(f"{scheme}://{'/'.join(parts)}")
     text = text.removeprefix("file://")
-    if "://" in text:
+    if re.match(r"\w{2,}:/", text):
         raise ConfigError(f"{text} is no place for results; expected a folder, or a bucket such as s3://bucket/run")
     return Path(text)
 

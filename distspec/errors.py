@@ -19,6 +19,7 @@ __all__ = [
     "SourceError",
     "StoreError",
     "StoreNotFoundError",
+    "UnreachableError",
     "extra",
 ]
 
@@ -37,6 +38,10 @@ class ConfigError(DistspecError, ValueError):
 
 class SourceError(DistspecError, OSError):
     """Survey data are missing or cannot be read."""
+
+
+class UnreachableError(SourceError):
+    """The place of survey data does not answer: nothing is known of what lies there."""
 
 
 class StoreError(DistspecError):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from distspec.addresses import BucketPath, Place
-from distspec.errors import CheckpointError, DistspecError, StoreError
+from distspec.errors import BucketError, CheckpointError, DistspecError, StoreError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 __all__ = [
     "csv_text",
     "in_place",
+    "is_unfinished",
     "local_copy",
     "read_json",
     "read_tensors",
     "remove",
     "replacing",
+    "unfinished",
     "write_csv",
     "write_file",
     "write_folder",
@@ -87,7 +89,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def _uploading(path: BucketPath) -> Iterator[Path]:
     """Give a name in a local folder to write a file or folder to, and put it in a bucket when all went well.
 
-    The files of a folder appear one after another, by name; those that are not among them go.
+    The files of a folder appear one after another, by name; those that are not among them go. Until all are there, a
+    mark beside it says so (`is_unfinished`).
     """
     with tempfile.TemporaryDirectory(prefix="distspec-") as scratch:
         partial = Path(scratch) / path.name
@@ -95,10 +98,28 @@ def _uploading(path: BucketPath) -> Iterator[Path]:
         if partial.is_file():
             path.upload(partial)
             return
-        path.remove()
-        for file in sorted(partial.rglob("*")):
-            if file.is_file():
-                (path / file.relative_to(partial).as_posix()).upload(file)
+        with unfinished(path):
+            for file in sorted(partial.rglob("*")):
+                if file.is_file():
+                    (path / file.relative_to(partial).as_posix()).upload(file)
+
+
+def _mark_of(folder: BucketPath) -> BucketPath:
+    return folder.with_name(f".{folder.name}.partial")
+
+
+@contextmanager
+def unfinished(folder: BucketPath) -> Iterator[None]:
+    """Remove a folder in a bucket, and mark it as unfinished while its files are written."""
+    _mark_of(folder).write_bytes(b"")
+    folder.remove()
+    yield
+    _mark_of(folder).unlink()
+
+
+def is_unfinished(folder: Place) -> bool:
+    """Tell whether the writing of a folder in a bucket was broken off."""
+    return isinstance(folder, BucketPath) and _mark_of(folder).is_file()
 
 
 @contextmanager
@@ -205,6 +226,8 @@ def read_json(path: Place, make: str = "train first") -> dict[str, Any]:
         if path.stat().st_size > _LARGEST_JSON:
             raise CheckpointError(f"{path} is far too large for a description")
         text = json.loads(path.read_bytes())
+    except BucketError:
+        raise
     except OSError as error:
         raise CheckpointError(f"no checkpoint at {path.parent}: {error.strerror or error}; {make}") from None
     except (ValueError, RecursionError) as error:
@@ -227,6 +250,8 @@ def read_tensors(path: Place, sha256: str) -> "dict[str, Tensor]":
 
     try:
         content = path.read_bytes()
+    except BucketError:
+        raise
     except OSError as error:
         raise CheckpointError(f"no weights at {path}: {error.strerror or error}; train again") from None
     if hashlib.sha256(content).hexdigest() != sha256:

@@ -6,8 +6,19 @@ from pathlib import Path
 import pytest
 
 from distspec.addresses import BucketPath, Place, absolute, address_of
-from distspec.errors import ConfigError, StoreError
-from distspec.files import read_json, remove, write_csv, write_file, write_folder
+from distspec.errors import BucketError, ConfigError, StoreError, UnreachableError
+from distspec.files import (
+    in_place,
+    is_unfinished,
+    read_json,
+    remove,
+    unfinished,
+    write_csv,
+    write_file,
+    write_folder,
+)
+from distspec.sources.files.places import Files
+from distspec.store.places import open_place
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -93,9 +104,43 @@ def test_places_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert address_of("file:///x/y") == Path("/x/y")
     with pytest.raises(ConfigError, match="ftp://x is no place for results"):
         address_of("ftp://x")
+    for wrong in ("s3:/bucket/run", "s3://", "s3://bucket/a#b", "s3://bucket/a?b", "s3://bucket/a%41"):
+        with pytest.raises(ConfigError, match="expected"):
+            address_of(wrong)
+    with pytest.raises(ConfigError, match="no address in a bucket"):
+        open_place("s3://bucket/a#b/store.zarr", write=True)
     assert absolute("a/b") == str(tmp_path / "a/b")
     assert absolute("/a/b") == "/a/b"
     assert absolute("s3://a/b") == "s3://a/b"
+
+
+def test_a_folder_in_a_bucket_says_that_it_is_unfinished(bucket: str, tmp_path: Path) -> None:
+    folder = BucketPath(f"{bucket}/{tmp_path.name}/table")
+    (folder / "old").write_bytes(b"1")
+    with pytest.raises(ValueError, match="broken off"), in_place(folder) as partial:
+        partial.mkdir()
+        raise ValueError("broken off before anything is put there")
+    assert ((folder / "old").is_file(), is_unfinished(folder)) == (True, False)
+    with pytest.raises(ValueError, match="broken off"), unfinished(folder):
+        (folder / "new").write_bytes(b"2")
+        raise ValueError("broken off")
+    assert is_unfinished(folder)
+    with in_place(folder) as partial:
+        partial.mkdir()
+        (partial / "newer").write_bytes(b"3")
+    assert not is_unfinished(folder)
+    assert [path.name for path in folder.iterdir()] == ["newer"]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_reached_is_not_taken_for_missing(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(BucketError, match=r"s3://surveys/run/model.json cannot be reached .*; see to connection"):
+        read_json(BucketPath("s3://surveys/run/model.json"))
+    files = Files("s3://surveys/spectra", "files")
+    for ask in (files.has, files.open):
+        with pytest.raises(UnreachableError, match=r"s3://surveys/spectra/a.fits cannot be reached"):
+            ask("a.fits")
 
 
 def test_a_bucket_that_is_not_there_is_an_error_of_one_line(bucket: str) -> None:

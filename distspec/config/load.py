@@ -4,17 +4,17 @@ import difflib
 import hashlib
 import json
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import tomli_w
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from distspec.addresses import address_of
 from distspec.config.base import NUMBER, TABLE, Settings
 from distspec.config.experiment import Experiment
 from distspec.config.fetch import Fetch, FetchDesi, FetchSdss, FetchSparcl
 from distspec.config.presets import presets
-from distspec.errors import ConfigError
+from distspec.errors import BucketError, ConfigError
 
 __all__ = ["differences", "digest", "dump", "load", "load_fetch"]
 
@@ -75,7 +75,7 @@ def load_fetch(kind: str, overrides: list[str] | tuple[str, ...] = ()) -> FetchS
 
 
 def _read(name: str) -> dict[str, Any]:
-    path = Path(name)
+    path = address_of(name)
     if not path.is_file():
         known = presets()
         if name in known:
@@ -85,6 +85,8 @@ def _read(name: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name} is not valid TOML: {error}") from None
+    except BucketError:
+        raise
     except OSError as error:
         raise ConfigError(f"{name} cannot be read: {error.strerror}") from None
 

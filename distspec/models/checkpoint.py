@@ -3,8 +3,8 @@
     <folder>/model.safetensors    weights and buffers of the autoencoder and of the density
     <folder>/model.json           architecture, grid, recipe digest, training facts, SHA-256 of the weights
 
-A checkpoint is a folder that appears whole by a rename. Weights that do not fit the description, or data on another
-grid or of another recipe, are refused with both named.
+A checkpoint is a folder that appears whole; in a bucket it is one once its description, written last, is there. Weights
+that do not fit the description, or data on another grid or of another recipe, are refused with both named.
 """
 
 import hashlib

@@ -84,10 +84,10 @@ def recovery(
     names = sorted({kind for kind, _ in counts if kind})
     size = list_length(sum(count for (_, usable), count in counts.items() if usable), fraction)
     tops = top_lists(scores, dict.fromkeys(scores.names, size), histograms, fold)
-    found = {}
-    for score, top in tops.items():
-        kinds = store.column("anomaly", top.rows)
-        found[score] = {kind: int((kinds == kind).sum()) for kind in names}
+    listed = {score: np.sort(top.rows) for score, top in tops.items()}
+    items = [(shard, _between(listed, *store.base.bounds(shard))) for shard in range(store.shards)]
+    counted = fold(_Listed, (store,), [item for item in items if item[1]], "planted spectra in lists") or {}
+    found = {score: {kind: counted.get((score, kind), 0) for kind in names} for score in tops}
     planted = {kind: counts.get((kind, True), 0) for kind in names}
     set_aside = {kind: counts.get((kind, False), 0) for kind in names}
     return Recovery(fraction, size, planted, set_aside, found)
@@ -109,6 +109,29 @@ class _Planted:
                 for state in (True, False)
             }
         )
+
+
+def _between(rows: dict[str, Int64[np.ndarray, "m"]], start: int, stop: int) -> dict[str, Int64[np.ndarray, "n"]]:
+    """Give what of sorted lists lies in a run of rows, but for lists of which nothing does."""
+    parts = {name: one[slice(*np.searchsorted(one, (start, stop)))] for name, one in rows.items()}
+    return {name: part for name, part in parts.items() if len(part)}
+
+
+class _Listed:
+    """Counts what was planted in the listed spectra of a shard, by score and kind."""
+
+    def __init__(self, store: SpectraStore) -> None:
+        self._store = store
+
+    def __call__(self, item: tuple[int, dict[str, Int64[np.ndarray, "n"]]]) -> ByName:
+        shard, listed = item
+        start, stop = self._store.base.bounds(shard)
+        kinds = self._store.column("anomaly", np.arange(start, stop))
+        counts = {}
+        for score, rows in listed.items():
+            for kind, count in zip(*np.unique(kinds[rows - start], return_counts=True), strict=True):
+                counts[score, str(kind)] = int(count)
+        return ByName(counts)
 
 
 @dataclass(frozen=True)

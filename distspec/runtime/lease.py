@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 from distspec.addresses import BucketPath
@@ -65,7 +66,8 @@ def held(path: BucketPath, what: str) -> Iterator[None]:
 
 class _Lease:
     def __init__(self, path: BucketPath, what: str) -> None:
-        self._path, self._what = path, what
+        # Asked with less patience than others have until they take it over.
+        self._path, self._what = replace(path, seconds=RENEW), what
         self._mine = {"run": uuid.uuid4().hex, "host": platform.node(), "process": os.getpid()}
         self._changes = 0
         self._tag: str | None = None
@@ -100,7 +102,10 @@ class _Lease:
         begun = time.monotonic()
         while time.monotonic() - begun < EXPIRES:
             time.sleep(1.0)
-            content, now = self._path.read_tagged()
+            try:
+                content, now = self._path.read_tagged()
+            except FileNotFoundError:
+                return None
             if content == _FREE:
                 return now
             if now != tag:

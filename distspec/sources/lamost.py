@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from distspec.addresses import Place
 from distspec.config import Lamost
-from distspec.errors import SourceError
+from distspec.errors import SourceError, UnreachableError
 from distspec.sources import Entry, Piece
 from distspec.sources.catalogs.catalog import Catalog, locate
 from distspec.sources.conventions import pixel_numbers, refuse_air
@@ -360,6 +360,8 @@ def _first_header(files: Files, name: str) -> Header:
             raw = file.read(_HEADER_LIMIT)
         if raw.startswith(b"\x1f\x8b"):
             raw = zlib.decompressobj(wbits=31).decompress(raw, _HEADER_LIMIT)
+    except UnreachableError:
+        raise
     except (OSError, zlib.error) as error:
         raise SourceError(f"{place}: no header can be read ({error}); expected a FITS file") from error
     text = raw.decode("latin-1")

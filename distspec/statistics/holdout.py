@@ -31,13 +31,15 @@ def limited(
     if int((usable & ~held).sum()) <= limit:
         return usable
     kept, left = np.zeros_like(usable), limit
+    both = not (usable & held).any()  # or there is nothing held to wait for
     for index in np.random.default_rng([seed, limit]).permutation(-(-len(usable) // chunk)):
         span = slice(index * chunk, (index + 1) * chunk)
         training = np.flatnonzero(usable[span] & ~held[span])
         kept[span] = usable[span]
         kept[span][training[left:]] = False
         left -= min(left, len(training))
-        if not left and (kept & held).any():
+        both = both or bool((usable[span] & held[span]).any())
+        if not left and both:
             break
     return kept
 

@@ -204,7 +204,6 @@ class Layer:
         unique, inverse = np.unique(rows, return_inverse=True)
         part = np.searchsorted(self._part_rows, unique, side="right") - 1
         place = unique - self._part_rows[part] + self._part_shards[part] * self.shard_rows
-        found = [self._load(field, 0, 0)]
         # Rows in order stand in order in the arrays, too: those of a chunk follow one another.
         chunks, firsts = np.unique(place // height, return_index=True)
         held = np.split(place, firsts)[1:]

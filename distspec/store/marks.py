@@ -1,12 +1,13 @@
 """Which shards of a layer are written: the marks in its array `commits`, a file of 8 bytes for each shard.
 
-A mark is never 0, and zarr keeps no file for the fill value 0: a shard is written if the file of its mark is there. One
-listing tells that of all shards, whatever their number, in a folder and in a bucket.
+A mark is never 0, and zarr keeps no file for the fill value 0: a shard is written if the file of its mark is there, and
+whole. One listing tells that of all shards, whatever their number, in a folder and in a bucket. A mark of another
+length is none: its shard is written again.
 """
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def written_shards(group: zarr.Group, shards: int) -> Bool[np.ndarray, "shards"]
     """Say which shards are written.
 
     Raises:
-        LayoutError: a mark is damaged, or what is there cannot be listed.
+        LayoutError: what is there cannot be listed.
     """
     with _reading(group):
         sizes = _sizes(group)
@@ -58,9 +59,7 @@ def written_shards(group: zarr.Group, shards: int) -> Bool[np.ndarray, "shards"]
         found = np.zeros(shards, bool)
         for name, size in sizes:
             if name.isdecimal() and int(name) < shards:
-                if size != _BYTES:
-                    raise ValueError(f"mark {name} has {size} bytes; expected {_BYTES}")
-                found[int(name)] = True
+                found[int(name)] = size == _BYTES
         return found
 
 
@@ -69,11 +68,19 @@ def _sizes(group: zarr.Group) -> Any:
     folder = f"{group.path}/commits/c" if group.path else "commits/c"
     if isinstance(group.store, LocalStore):
         place = Path(group.store.root) / folder
-        return [(entry.name, entry.stat().st_size) for entry in os.scandir(place)] if place.is_dir() else []
+        return list(_local_sizes(place)) if place.is_dir() else []
     if isinstance(group.store, ObjectStore):
         listed = group.store.store.list(prefix=f"{folder}/")
         return [(fact["path"].rpartition("/")[2], fact["size"]) for facts in listed for fact in facts]
     return None
+
+
+def _local_sizes(folder: Path) -> Iterator[tuple[str, int]]:
+    for entry in os.scandir(folder):
+        # Another process may be writing marks, which have other names until they are whole, or taking them away.
+        if entry.name.isdecimal():
+            with suppress(FileNotFoundError):
+                yield entry.name, entry.stat().st_size
 
 
 @contextmanager

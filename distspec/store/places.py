@@ -7,8 +7,8 @@ import zarr
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
-from distspec.addresses import brief, in_bucket
-from distspec.errors import StoreError
+from distspec.addresses import address_of, brief, in_bucket
+from distspec.errors import DistspecError, StoreError
 
 __all__ = ["clear", "has", "names_in", "open_place", "place_of"]
 
@@ -31,10 +31,14 @@ def open_place(path: str | Path, *, write: bool) -> Any:
         if in_bucket(text):
             from obstore.store import from_url
 
-            return ObjectStore(from_url(text), read_only=not write)
+            return ObjectStore(from_url(str(address_of(text))), read_only=not write)
         return FsspecStore.from_url(text, read_only=not write)
+    except DistspecError:
+        raise
     except Exception as error:  # each library refuses in its own way
-        raise StoreError(f"{text} cannot be reached ({error}); expected a folder or a URL such as s3://...") from error
+        raise StoreError(
+            f"{text} cannot be reached ({brief(error)}); expected a folder or a URL such as s3://..."
+        ) from error
 
 
 def has(store: Any, key: str) -> bool:

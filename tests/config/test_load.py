@@ -4,9 +4,11 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from distspec.addresses import address_of
 from distspec.config import Experiment, Needs, Runtime, digest, dump, load, presets
 from distspec.detectors.neural.reconstruction import SCORES
 from distspec.errors import ConfigError
+from distspec.files import write_file
 
 
 def test_a_file_states_only_what_differs(tmp_path: Path) -> None:
@@ -145,3 +147,11 @@ def test_digest_is_stable_and_tells_settings_apart() -> None:
 def test_score_names_are_those_of_the_detector() -> None:
     assert len(SCORES) == 9
     assert load(None, [f"report.score={SCORES[-1]}"]).report.score == "chi2"
+
+
+def test_settings_may_lie_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+    place = address_of(f"{bucket}/{tmp_path.name}/tuned.toml")
+    with pytest.raises(ConfigError, match="no settings file 's3://"):
+        load(str(place), [])
+    write_file(place, "seed = 7\n")
+    assert load(str(place), []).seed == 7

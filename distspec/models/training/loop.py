@@ -313,6 +313,8 @@ def newest_epochs(state: Place) -> list[Epoch]:
     for folder in reversed(_states(state)):
         try:
             return [dict(epoch) for epoch in json.loads((folder / "state.json").read_bytes())["epochs"]]
+        except BucketError:
+            raise
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return []

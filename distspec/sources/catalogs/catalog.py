@@ -26,7 +26,7 @@ from distspec.sources.catalogs.rows import Chunk, Rows, kind_of, open_rows
 from distspec.sources.catalogs.selection import Best, passes
 from distspec.sources.files.places import Files
 
-__all__ = ["Catalog", "locate"]
+__all__ = ["Catalog", "locate", "stamp_of"]
 
 _BLOCK = 1 << 18
 
@@ -42,9 +42,13 @@ def locate(catalog: str, root: str) -> str:
     Raises:
         SourceError: it is in neither place.
     """
-    for path in (catalog, str(Path(root) / catalog)):
-        if "://" in path or Path(path).is_file():
-            return path
+    if "://" in catalog or Path(catalog).is_file():
+        return catalog
+    if "://" in root:
+        if Files(root, "a catalog").has(catalog):
+            return f"{root.rstrip('/')}/{catalog}"
+    elif (Path(root) / catalog).is_file():
+        return str(Path(root) / catalog)
     raise SourceError(f"no catalog file {catalog!r}; expected a table, here or in {root!r}")
 
 
@@ -81,7 +85,7 @@ class Catalog:
             ConfigError: a condition names a column that is not there, or does not suit its kind.
             SourceError: the file is damaged, lacks a key, or a key is not an exact integer.
         """
-        size, changed = _stamp(path)
+        size, changed = stamp_of(path)
         facts = [_SCHEMA, absolute(path), size, changed, keys, columns, wanted.model_dump(mode="json")]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         kept = scratch / "catalogs" / digest
@@ -210,7 +214,12 @@ def _upload(folder: Path, kept: BucketPath) -> None:
         (kept / file.name).upload(file)
 
 
-def _stamp(path: str) -> tuple[int, int]:
+def stamp_of(path: str) -> tuple[int, int]:
+    """Give size and time of change (ns since 1970) of a file, here or at a URL.
+
+    Raises:
+        SourceError: there is none.
+    """
     if "://" not in path:
         try:
             facts = os.stat(path)

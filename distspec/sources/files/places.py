@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from distspec.addresses import BUCKETS, brief
-from distspec.errors import SourceError
+from distspec.errors import SourceError, UnreachableError
 
 __all__ = ["Entry", "Files", "Torn"]
 
@@ -102,11 +102,20 @@ class Files:
             if self.ranges:
                 return cast(BinaryIO, inner.open(path, "rb"))
             data: bytes = inner.cat_file(path)
-        except OSError:
-            raise
-        except Exception as error:  # object stores have errors of their own
-            raise OSError(brief(error)) from error
+        except Exception as error:
+            raise self._failed(name, error) from error
         return io.BytesIO(data)
+
+    def _failed(self, name: str, error: Exception) -> OSError:
+        """Tell a file that is damaged or not there from a place that does not answer, of which nothing is known."""
+        if isinstance(error, FileNotFoundError | PermissionError):
+            return error
+        if self._is_archive:  # each kind has errors of its own
+            return error if isinstance(error, OSError) else OSError(brief(error))
+        return UnreachableError(
+            f"{self.place(name)} cannot be reached ({brief(error)}); see to connection and credentials, and run the "
+            "same command again"
+        )
 
     def state(self, name: str) -> tuple[int, ...]:
         """Give what changes when a local file is written again; nothing of a remote file, or of one that is gone."""
@@ -130,7 +139,16 @@ class Files:
         """Tell whether there is a file of this name under the root."""
         if self._filesystem is None:
             return self.local(name).is_file()
-        return bool(self._filesystem[0].exists(self._path(name)))
+        if self._is_archive:
+            return bool(self._filesystem[0].exists(self._path(name)))
+        try:
+            # fsspec's `exists` takes every failure for an absence.
+            self._filesystem[0].info(self._path(name))
+        except FileNotFoundError:
+            return False
+        except Exception as error:
+            raise self._failed(name, error) from error
+        return True
 
     def beside(self, name: str, other: str) -> str:
         """Name the file `other` in the folder of `name`."""

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from distspec.config import Specutils
-from distspec.errors import ConfigError, SourceError, extra
+from distspec.errors import ConfigError, SourceError, UnreachableError, extra
 from distspec.sources import Entry, Piece
 from distspec.sources.catalogs.catalog import locate
 from distspec.sources.files.fits import FitsFile
@@ -195,6 +195,8 @@ def _read_file(files: Files, name: str, form: str | None) -> list[Any]:
                 with files.open(name) as file:
                     path = Path(folder) / PurePosixPath(name).name
                     path.write_bytes(file.read())
+        except UnreachableError:
+            raise
         except OSError as error:
             raise SourceError(f"{place}: {error.strerror or error}; expected a readable file") from error
         failures = []

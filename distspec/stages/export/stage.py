@@ -18,8 +18,10 @@ leaves the export out; every call replaces an earlier table, and refuses to repl
 `store.table()`, `.arrow()` and `.pandas()` give the same without a file.
 
 In the code: rows are read and written run by run, the files of a large table in workers (`workers.py`), so that memory
-does not grow with the survey, and nothing appears under its name before it is whole. What the columns are and what
-missing means is said in `distspec.store.table`.
+does not grow with the survey, and nothing appears under its name before it is whole; but in a bucket, where a folder of
+files appears one by one, and an earlier one goes first. HATS is written on this machine's disk first where it goes to a
+bucket; where it goes to a folder, workers must see that. What the columns are and what missing means is said in
+`distspec.store.table`.
 """
 
 import warnings
@@ -33,7 +35,7 @@ from distspec import __version__
 from distspec.addresses import BucketPath, Place, address_of
 from distspec.config import Experiment
 from distspec.errors import CheckpointError, ConfigError, DistspecWarning
-from distspec.files import in_place, remove
+from distspec.files import in_place, is_unfinished, remove, unfinished
 from distspec.models.checkpoint import Checkpoint
 from distspec.results.layout import detect_layer, model_folder, output_of, score_layer
 from distspec.runtime.workers import map_items
@@ -93,8 +95,8 @@ def export(experiment: Experiment, store: SpectraStore) -> Exported:
     said = f"{experiment.name}: store {store.digest}, recipe {store.recipe}"
     if _in_files(experiment, store) and isinstance(path, BucketPath):
         # Workers are elsewhere, and this process need not see what they write.
-        remove(path)
-        return Exported(path, _write_files(experiment, store, layers, path, said), tuple(schema.names))
+        with unfinished(path):
+            return Exported(path, _write_files(experiment, store, layers, path, said), tuple(schema.names))
     with in_place(path, ADVICE) as place:
         if settings.format == "hats":
             facts = {"obs_collection": experiment.name, "obs_title": said, "hats_builder": f"distspec {__version__}"}
@@ -152,6 +154,8 @@ def _target(experiment: Experiment) -> Place:
     """Say where the table goes, and refuse to replace what is not one."""
     settings = experiment.export
     path = address_of(settings.to or output_of(experiment) / _NAMES[settings.format])
+    if is_unfinished(path):
+        return path
     if settings.format == "hats":
         if path.exists() and not (path / "hats.properties").is_file():
             raise ConfigError(f"export.to: {path} exists and is not a HATS catalogue; choose another place")

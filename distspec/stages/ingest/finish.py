@@ -95,8 +95,10 @@ def statistics_of(
         return _of_other(experiment, settings.sample.store, store)
     if settings.sample == Sample():
         return None
-    blocks = [partial(_spectra, store.address, shard, duplicates) for shard in range(store.shards)]
-    tables = [partial(_columns, store.address, shard, duplicates) for shard in range(store.shards)]
+    # Of each shard its own: all of them with every shard would grow with the square of the survey.
+    own = [_within(duplicates, *store.base.bounds(shard)) for shard in range(store.shards)]
+    blocks = [partial(_spectra, store.address, shard, twice) for shard, twice in enumerate(own)]
+    tables = [partial(_columns, store.address, shard, twice) for shard, twice in enumerate(own)]
     return compute(blocks, settings, tables=tables, scheduler=scheduler, parallel=parallel)
 
 
@@ -123,7 +125,7 @@ def _columns(path: str, shard: int, duplicates: Int64[np.ndarray, "m"]) -> Colum
     store = SpectraStore.open(path)
     start, stop = store.base.bounds(shard)
     status = store.base.read("columns/status", start, stop)
-    status[_within(duplicates, start, stop)] |= np.int32(Status.DUPLICATE)
+    status[duplicates] |= np.int32(Status.DUPLICATE)
     return {"status": status, "snr": store.base.read("columns/snr", start, stop)}
 
 

@@ -55,13 +55,12 @@ a second look settles what only all of them can tell (`finish.py`, `sample.py`).
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from distspec import sources
 from distspec.config import Experiment, differences, digest
-from distspec.errors import ConfigError, DistspecWarning, LayoutError, SourceError
+from distspec.errors import ConfigError, DistspecWarning, LayoutError, SourceError, UnreachableError
 from distspec.prepare.recipe import Recipe
 from distspec.results.layout import ledger_path, output_of, recipe_digest, store_digest, store_identity, store_path
 from distspec.runtime.cluster import connect, dask_scheduler, workers_of
@@ -70,6 +69,7 @@ from distspec.runtime.threads import one_thread
 from distspec.runtime.tracking import Run
 from distspec.runtime.workers import Cut, map_items
 from distspec.sources import Piece, Source
+from distspec.sources.catalogs.catalog import locate, stamp_of
 from distspec.spectra import Status, first_reasons
 from distspec.stages.ingest.finish import AT_ONCE, duplicate_rows, statistics_of
 from distspec.stages.ingest.ledger import write_ledger
@@ -257,9 +257,12 @@ def _catalog_stamp(experiment: Experiment) -> list[int]:
     """Size and time of the source's catalogue; empty where there is none."""
     catalog = getattr(experiment.ingest.source, "catalog", None)
     root = getattr(experiment.ingest.source, "path", "")
-    places = [] if catalog is None else [Path(catalog), Path(root) / catalog]
-    found = next((place.stat() for place in places if place.is_file()), None)
-    return [] if found is None else [found.st_size, found.st_mtime_ns]
+    try:
+        return [] if catalog is None else list(stamp_of(locate(catalog, root)))
+    except UnreachableError:
+        raise
+    except SourceError:
+        return []
 
 
 def _warn_of_catalog(experiment: Experiment, store: SpectraStore) -> None:

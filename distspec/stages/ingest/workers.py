@@ -12,7 +12,7 @@ from jaxtyping import Int64, Shaped
 
 from distspec import sources
 from distspec.config import Experiment
-from distspec.errors import ConfigError, SourceError
+from distspec.errors import ConfigError, SourceError, UnreachableError
 from distspec.prepare.recipe import Recipe
 from distspec.results.layout import output_of
 from distspec.sources import Piece, Source
@@ -30,6 +30,8 @@ def counts_of(source: Source, names: list[str]) -> list[tuple[str, int]]:
     for name in names:
         try:
             counts.append((name, source.count(name)))
+        except UnreachableError:
+            raise
         except SourceError:
             # It takes one row, which will tell why.
             counts.append((name, -1))
@@ -117,6 +119,8 @@ class Ingester:
                 self._source.count(piece.name)
                 raise SourceError(f"{piece.name}: could not be counted when it was listed; touch it, and ingest again")
             spectra, columns = self._source.read(piece)
+        except UnreachableError:
+            raise  # to set aside what could not be reached would make that final
         except SourceError as error:
             if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, BadGzipFile):
                 unreachable[piece.name] = error

@@ -20,7 +20,7 @@ from distspec.addresses import address_of
 from distspec.config import Condition, Wanted
 from distspec.errors import ConfigError, SourceError
 from distspec.sources.catalogs import rows as catalog_rows
-from distspec.sources.catalogs.catalog import Catalog, locate
+from distspec.sources.catalogs.catalog import Catalog, locate, stamp_of
 from distspec.sources.catalogs.rows import Chunk
 from distspec.sources.catalogs.selection import passes
 
@@ -386,6 +386,20 @@ def test_a_damaged_distillate_is_named(tmp_path: Path, table: dict[str, Any]) ->
     (catalog.folder / "0.npy").write_bytes(b"")
     with pytest.raises(SourceError, match="remove the folder"):
         catalog.values("z", np.array([0]))
+
+
+def test_a_catalog_may_lie_beside_the_spectra_in_a_bucket(bucket: str, tmp_path: Path, table: dict[str, Any]) -> None:
+    root = f"{bucket}/{tmp_path.name}/spectra"
+    file = address_of(f"{root}/cat.fits")
+    assert not isinstance(file, Path)
+    file.upload(write(tmp_path / "cat.fits", table))
+    assert locate("cat.fits", root) == f"{root}/cat.fits"
+    before = stamp_of(f"{root}/cat.fits")
+    assert len(Catalog.build(f"{root}/cat.fits", ("targetid",), ("z",), Wanted(), tmp_path)) == ROWS
+    with pytest.raises(SourceError, match=r"no catalog file 'gone\.fits'"):
+        locate("gone.fits", root)
+    file.write_bytes(b"another")
+    assert stamp_of(f"{root}/cat.fits") != before
 
 
 def test_where_a_catalog_lies(tmp_path: Path) -> None:
