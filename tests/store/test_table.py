@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pytest
 from astropy import units as u
 from astropy.table import QTable
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -39,6 +39,8 @@ def is_text(store: SpectraStore) -> bool:
     seed=st.integers(0, 9),
 )
 def test_arrays_become_arrow_and_come_back(values: np.ndarray, seed: int) -> None:
+    # Halves of surrogate pairs are no text: neither Arrow nor zarr takes them.
+    assume(values.dtype.kind != "U" or not any("\ud800" <= letter <= "\udfff" for letter in "".join(values.ravel())))
     missing = np.random.default_rng(seed).random(len(values)) < 0.3
     back, null = to_numpy(pa.chunked_array([to_arrow(values, missing)]))
     assert back.shape == values.shape
