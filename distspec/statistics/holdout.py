@@ -9,18 +9,26 @@ from jaxtyping import Bool, Float64, UInt64
 
 __all__ = ["held_out", "limited"]
 
+_BLOCK = 1 << 20
+"""Rows that are drawn at once, so that memory does not grow with the survey by more than a byte a row."""
+
 
 def held_out(usable: Bool[np.ndarray, "rows"], share: float, seed: int) -> Bool[np.ndarray, "rows"]:
     """Choose the validation set: the rows drawn below its share, and of few spectra one at least on either side."""
-    return _drawn(_hash(np.arange(len(usable), dtype=np.uint64), seed), usable, share)
-
-
-def _drawn(draw: Float64[np.ndarray, "rows"], usable: Bool[np.ndarray, "rows"], share: float) -> Bool[np.ndarray, "r"]:
-    held = draw < share
-    candidates = np.flatnonzero(usable)
-    if len(candidates) >= 2:
-        held[candidates[np.argmin(draw[candidates])]] = True
-        held[candidates[np.argmax(draw[candidates])]] = False
+    held = np.zeros(len(usable), bool)
+    lowest, highest = (np.inf, -1), (-np.inf, -1)
+    for start in range(0, len(usable), _BLOCK):
+        draw = _hash(np.arange(start, min(start + _BLOCK, len(usable)), dtype=np.uint64), seed)
+        held[start : start + _BLOCK] = draw < share
+        candidates = np.flatnonzero(usable[start : start + _BLOCK])
+        if len(candidates):
+            low, high = (int(candidates[find(draw[candidates])]) for find in (np.argmin, np.argmax))
+            # Of equal ones the first.
+            lowest = min(lowest, (float(draw[low]), start + low))
+            highest = max(highest, (float(draw[high]), -start - high))
+    if usable.sum() >= 2:
+        held[lowest[1]] = True
+        held[-highest[1]] = False
     return held
 
 

@@ -1,0 +1,26 @@
+"""Which spectra are held out of every fit, and which are taken where there are too many."""
+
+import numpy as np
+import pytest
+
+from distspec.statistics import holdout
+from distspec.statistics.holdout import held_out, limited
+
+
+def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    for usable in (rng.random(300) < 0.8, np.arange(300) == 77, np.isin(np.arange(300), (3, 299)), np.zeros(300, bool)):
+        for share in (0.0, 0.1, 1.0):
+            monkeypatch.setattr(holdout, "_BLOCK", 1 << 20)
+            whole = held_out(usable, share, 5)
+            monkeypatch.setattr(holdout, "_BLOCK", 7)
+            np.testing.assert_array_equal(held_out(usable, share, 5), whole)
+            if usable.sum() >= 2:
+                assert 0 < whole[usable].sum() < usable.sum()
+
+
+def test_a_sample_ends_once_it_is_full(rng: np.random.Generator) -> None:
+    usable = rng.random(6400) < 0.5
+    # Nothing is held: there is nothing to go on for.
+    kept = limited(usable, ~usable, 100, 64, 3)
+    assert kept.sum() == 100
+    assert not (kept & ~usable).any()
