@@ -25,6 +25,7 @@ from distspec.spectra import Spectra, WaveGrid
 
 __all__ = [
     "FieldDetector",
+    "copy_detector",
     "load_detector",
     "read_summary",
     "require_detector",
@@ -57,6 +58,15 @@ def save_detector(detector: ClassicalDetector, folder: str | Place, recipe: str)
     description = json.dumps(text, indent=2, sort_keys=True).encode()
     write_folder(address_of(folder), {"detector.safetensors": content, "detector.json": description})
     return sha256
+
+
+def copy_detector(folder: Place, other: Place) -> None:
+    """Write the files of a detector to another folder, which appears whole or not at all.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    write_folder(other, {name: (folder / name).read_bytes() for name in ("detector.safetensors", "detector.json")})
 
 
 def load_detector(folder: str | Place) -> tuple[ClassicalDetector, str]:

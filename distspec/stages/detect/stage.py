@@ -44,7 +44,7 @@ from jaxtyping import Bool
 from distspec.addresses import Place
 from distspec.config import AnyDetector, Experiment
 from distspec.detectors import classical
-from distspec.detectors.classical.saved import load_detector, require_detector, save_detector
+from distspec.detectors.classical.saved import copy_detector, load_detector, require_detector, save_detector
 from distspec.errors import ConfigError
 from distspec.files import remove
 from distspec.results.layout import detect_layer, detector_folder
@@ -69,6 +69,9 @@ _LOOK_RUNS: Final = 64
 
 _FEW_PIXELS: Final = 2_000
 """So few are a small matter for this process: 32 MB for a matrix of their pairs."""
+
+_SMALL_SAMPLE: Final = 1 << 25
+"""Pixels of all spectra of a sample that this process reads: 256 MB of flux and ivar."""
 
 
 class DetectStage(Stage):
@@ -190,7 +193,7 @@ def _fit(
         _look(experiment, store, [folders[name].resolve() for name in looking], items)
     for name, folder in folders.items():
         # Last: a folder without the ending is a detector that can score.
-        save_detector(load_detector(folder)[0], finished[name], store.recipe)
+        copy_detector(folder, finished[name])
         remove(folder)
 
 
@@ -225,9 +228,12 @@ def _grow(
         return
     kept = limited(training, ~training, experiment.detect.sample, store.chunk_rows, experiment.seed)
     items = [Piece(one, part) for one in wanted for part in range(classical.class_of(one).parts(one))]
-    arguments = (store.address, np.flatnonzero(kept & training), experiment.seed)
+    rows = np.flatnonzero(kept & training)
+    arguments = (store.address, rows, experiment.seed)
+    # Nor is a sample of long spectra for this process, not even for a single piece.
+    here = None if len(rows) * store.grid.pixels <= _SMALL_SAMPLE else False
     grown, needs = {}, experiment.runtime.needs("detect")
-    for piece, arrays in map_items(Grower, arguments, items, experiment.runtime, "fit", needs=needs):
+    for piece, arrays in map_items(Grower, arguments, items, experiment.runtime, "fit", needs=needs, here=here):
         grown[piece] = arrays
     for one in wanted:
         parts = [grown[piece] for piece in items if piece.detector == one]
