@@ -25,12 +25,13 @@ import psutil
 
 from distspec.config import Experiment
 from distspec.pipeline import Products, given_up, run
+from distspec.runtime.cluster import connect
 from distspec.stages.detect import stage as detect_stage
 from distspec.stages.evaluate import stage as evaluate_stage
 from distspec.stages.explain import stage as explain_stage
 from distspec.stages.ingest import stage as ingest_stage
 from distspec.stages.score import stage as score_stage
-from distspec.stages.train import stage as train_stage
+from distspec.stages.train import attempts as train_attempts
 from distspec.store import Layer
 from tests.support.faults import Fault, Struck
 from tests.support.small import small
@@ -165,18 +166,26 @@ def one(folder: Path, stage: str, fault: str) -> dict[str, Any]:
     with ExitStack() as stack:
         if stage == "train":
             stack.enter_context(
-                patch.object(train_stage, "train_loop_of_worker", partial(struck_loop, fault, str(work)))
+                patch.object(train_attempts, "train_loop_of_worker", partial(struck_loop, fault, str(work)))
             )
         else:
             module, name = WORKERS[stage]
             kind = fault if fault in ("exit", "sleep", "memory") else "exit"
             wrong = Fault(kind, row if kind == fault else -1, slow)  # type: ignore[arg-type]
             stack.enter_context(patch.object(module, name, partial(Struck, vars(module)[name], wrong)))
-        if fault in acts:
-            threading.Thread(target=when_at_work, args=(acts[fault], stage, work), daemon=True).start()
+        connect(experiment.runtime)
+        ended: list[Products | BaseException] = []
+        # In a thread, since Ray adds nodes in the main one alone.
+        running = threading.Thread(target=lambda: ended.append(outcome_of(experiment, stage)))
         begun = time.perf_counter()
-        made = run(experiment, stage)
+        running.start()
+        if fault in acts:
+            when_at_work(acts[fault], stage, work, running)
+        running.join()
         seconds = time.perf_counter() - begun
+    (made,) = ended
+    if isinstance(made, BaseException):
+        raise made
     lost = given_up(made)
     arrays = results(made, stage)
     skip = HOST if stage == "evaluate" else row
@@ -188,6 +197,13 @@ def one(folder: Path, stage: str, fault: str) -> dict[str, Any]:
     }
 
 
+def outcome_of(experiment: Experiment, stage: str) -> Products | BaseException:
+    try:
+        return run(experiment, stage)
+    except BaseException as error:
+        return error
+
+
 def struck_row(folder: Path, stage: str) -> int:
     """Choose the row that a fault strikes: one that is explained, or a place among the hosts."""
     if stage == "evaluate":
@@ -197,15 +213,18 @@ def struck_row(folder: Path, stage: str) -> int:
     )
 
 
-def when_at_work(act: Callable[[], Any], stage: str, work: Path) -> None:
-    """Do something once workers are in the middle of their work."""
-    if stage == "train":
-        while len(list((work / "training").glob("*/first/*"))) < 2:
-            time.sleep(0.1)
-    else:
-        while not working():
-            time.sleep(0.1)
+def when_at_work(act: Callable[[], Any], stage: str, work: Path, running: threading.Thread) -> None:
+    """Do something once workers are in the middle of their work; nothing if it has ended before."""
+
+    def begun() -> bool:
+        return len(list((work / "training").glob("*/first/*"))) >= 2 if stage == "train" else bool(working())
+
+    while running.is_alive() and not begun():
+        time.sleep(0.1)
+    if stage != "train":
         time.sleep(2.0)
+    if not running.is_alive():
+        raise RuntimeError("the stage ended before anything could happen to it")
     act()
 
 
