@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from distspec.errors import BucketError, ConfigError
@@ -69,16 +69,6 @@ class BucketPath:
     def name(self) -> str:
         """Last part of the address."""
         return self._parts[-1] if len(self._parts) > 1 else ""
-
-    @property
-    def suffix(self) -> str:
-        """Ending of the name, with its dot."""
-        return PurePosixPath(self.name).suffix
-
-    @property
-    def stem(self) -> str:
-        """Name without its ending."""
-        return PurePosixPath(self.name).stem
 
     @property
     def parent(self) -> "BucketPath":
@@ -149,10 +139,6 @@ class BucketPath:
             OSError: the bucket does not take it.
         """
         self._put(content)
-
-    def write_text(self, content: str, encoding: str = "utf-8") -> None:
-        """Put text; see `write_bytes`."""
-        self._put(content.encode(encoding))
 
     def upload(self, file: Path) -> None:
         """Put what is in a local file, of any size; see `write_bytes`."""

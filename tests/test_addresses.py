@@ -92,7 +92,7 @@ def test_the_parts_of_an_address(bucket: str) -> None:
     path = address_of("s3://bucket//run/a.tar.gz/")
     assert isinstance(path, BucketPath)
     assert str(path) == "s3://bucket/run/a.tar.gz"
-    assert (path.name, path.suffix, path.stem, str(path.parent)) == ("a.tar.gz", ".gz", "a.tar", "s3://bucket/run")
+    assert (path.name, str(path.parent)) == ("a.tar.gz", "s3://bucket/run")
     assert str(path.with_name("b")) == "s3://bucket/run/b"
     assert path.resolve() == pickle.loads(pickle.dumps(path)) == path
     assert path.parent.parent.parent == path.parent.parent == address_of("s3://bucket")

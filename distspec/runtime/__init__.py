@@ -2,7 +2,7 @@
 
 - `cluster`: Ray, joined or started; what it has, and what is refused since it never will.
 - `workers`: work over shards and other items, and what happens when a worker dies, a node is lost, an item kills.
-- `passes`: sums over the shards of a survey, added up in workers.
+- `passes`: sums over the shards of a survey, added up in workers; or results in the order of the shards.
 - `pool`: workers as processes: started, asked, ended, kept for the next stage.
 - `lease`: a lock that holds in a bucket.
 - `datasets`: a store as a Ray Data dataset, and results per row back into it.

@@ -1,9 +1,7 @@
 """The same store on an S3-compatible server: a real one, started here."""
 
 import logging
-import os
 import re
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,31 +20,6 @@ from distspec.store import Inventory, SpectraStore
 from tests.conftest import make_spectra, make_store
 from tests.support.small import small
 from tests.support.survey_files import write_sdss
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://127.0.0.1:{port}"
-    facts = {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in facts}
-    os.environ.update(facts)
-    urllib.request.urlopen(urllib.request.Request(f"{address}/surveys", method="PUT"))
-    yield "s3://surveys"
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
-    server.stop()
 
 
 def test_a_store_in_a_bucket_is_like_one_in_a_folder(bucket: str, tmp_path: Path, spectra: Spectra) -> None:

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Int32, Int64
 
 from distspec.errors import LayoutError
 from distspec.files import replacing
-from distspec.runtime.passes import RUNS, runs_of
+from distspec.runtime.passes import RUNS, here, runs_of
 from distspec.stages.export.parquet import COMPRESSION, described, flat, write_parquet
 from distspec.stages.export.workers import Reader
 from distspec.store.arrow import to_numpy
@@ -112,12 +112,8 @@ Runs = tuple[int, tuple[tuple[int, int], ...]]
 """Number of an item, and the runs of rows in it."""
 
 
-def _here(factory: Any, arguments: tuple[Any, ...], items: Sequence[Any], label: str = "") -> Iterable[Any]:
-    return map(factory(*arguments), items)
-
-
 def write_hats(
-    reader: Reader, folder: Path, facts: Mapping[str, str], limit: int, mapper: Mapper = _here
+    reader: Reader, folder: Path, facts: Mapping[str, str], limit: int, mapper: Mapper = here
 ) -> tuple[int, int]:
     """Write a catalogue into a new folder.
 

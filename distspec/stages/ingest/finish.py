@@ -13,6 +13,7 @@ from jaxtyping import Int64, Shaped
 from distspec.config import Experiment, Sample
 from distspec.errors import ConfigError
 from distspec.results.layout import recipe_digest
+from distspec.runtime.passes import here
 from distspec.spectra import Columns, Spectra, Status
 from distspec.stages.ingest.sample import compute
 from distspec.store import SpectraStore
@@ -27,9 +28,7 @@ AT_ONCE = 1 << 23
 def duplicate_rows(
     store: SpectraStore,
     at_once: int = AT_ONCE,
-    each: Callable[..., Iterable[Int64[np.ndarray, "m"]]] = lambda factory, arguments, items: map(
-        factory(*arguments), items
-    ),
+    each: Callable[..., Iterable[Int64[np.ndarray, "m"]]] = here,
 ) -> Int64[np.ndarray, "m"]:
     """Find the usable spectra whose id stands in an earlier row that is usable too.
 

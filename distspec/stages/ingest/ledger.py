@@ -7,6 +7,7 @@ import numpy as np
 
 from distspec.addresses import Place
 from distspec.files import csv_text, in_place
+from distspec.runtime.passes import here
 from distspec.spectra import Status
 from distspec.store import SpectraStore
 
@@ -19,7 +20,7 @@ def write_ledger(
     store: SpectraStore,
     missing: Sequence[str],
     path: Place,
-    each: Callable[..., Iterable[tuple[int, str]]] = lambda factory, arguments, items: map(factory(*arguments), items),
+    each: Callable[..., Iterable[tuple[int, str]]] = here,
 ) -> int:
     """Write one line for each rejected input, shard by shard, and put the file in place when it is whole.
 

@@ -18,7 +18,6 @@ from distspec.models.training.loop import fit
 from distspec.models.training.steps import ByShares
 from distspec.spectra import Spectra, WaveGrid
 from distspec.stages.ingest.stage import ingest
-from distspec.statistics import holdout
 from distspec.store import SpectraStore
 from tests.conftest import make_spectra, make_store
 from tests.support.small import SMALL, small
@@ -268,12 +267,6 @@ def test_a_model_is_trained_on_what_it_scores(tmp_path: Path, frame: str, cache:
             np.testing.assert_array_equal(redshift.numpy(), expected.astype(np.float32))
             # And that is not what stands in the store.
             assert not np.array_equal(seen.flux, store.take(rows, frozen=False).flux)
-
-
-def test_even_two_spectra_can_be_trained_and_validated_on(store: SpectraStore) -> None:
-    draw = np.array([0.5, 0.9, 0.7])
-    held = holdout._drawn(draw, np.array([True, False, True]), 0.01)
-    assert held.tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("cache", [0.0, 1.0])

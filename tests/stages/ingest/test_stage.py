@@ -1,20 +1,24 @@
 import os
 import shutil
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from distspec.addresses import BucketPath, address_of
 from distspec.config import Experiment, Simulate
-from distspec.errors import LayoutError, SourceError
+from distspec.errors import LayoutError, SourceError, UnreachableError
 from distspec.pipeline import Products
 from distspec.runtime.threads import one_thread
 from distspec.sources import Piece
 from distspec.sources.simulation.survey import SimulatedSurvey
 from distspec.spectra import Status, first_reasons
+from distspec.stages.ingest.row_plan import FileRows
 from distspec.stages.ingest.stage import ingest
 from distspec.stages.ingest.workers import Ingester
 from distspec.store import SpectraStore
+from tests.support.desi_files import write
 from tests.support.small import contents, small
 from tests.support.survey_files import write_sdss
 
@@ -134,3 +138,28 @@ def test_a_shard_is_prepared_the_same_however_it_is_batched(
         Ingester(again, store.path)((0, [Piece("block-000000", 0, 128)]))
     assert contents(Path(store.path) / "base") == whole
     assert experiment.ingest == again.ingest
+
+
+@pytest.mark.slow
+def test_a_bucket_that_stops_answering_ends_the_ingest_and_nothing_is_set_aside(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    address = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    for name, value in {"ALLOW_HTTP": "true", "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "REGION": "r"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    urllib.request.urlopen(urllib.request.Request(f"{address}/stops", method="PUT"))
+    folder = address_of("s3://stops/spectra")
+    assert isinstance(folder, BucketPath)
+    (folder / "coadd-main-dark-1.fits").upload(write(tmp_path / "coadd.fits"))
+    source = {"kind": "desi", "path": str(folder)}
+    experiment = small(tmp_path / "out", ingest={"source": source, "prepare": {"dust": {"kind": "none"}}})
+    store = ingest(experiment)
+    pieces = FileRows(store.inventory()).pieces(*store.base.bounds(0))
+    store.base.reopen(0)
+    server.stop()
+    with pytest.raises(UnreachableError, match=r"coadd-main-dark-1.fits cannot be reached .* run the same command"):
+        Ingester(experiment, store.path)((0, pieces))
+    assert SpectraStore.open(store.path).pending() == [0]
